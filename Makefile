@@ -1,0 +1,49 @@
+# Every target works from a bare clone: it makes the environment that it needs and takes nothing for granted.
+PYTHON ?= python3
+
+# Two environments: what a user runs (no torch), and what the tests need.
+RUN := .venv-run
+DEV := .venv
+
+define make_env
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python -c constraints.txt -e '.[$(2)]'
+	touch $(1)/.ready
+endef
+
+$(RUN)/.ready: pyproject.toml constraints.txt
+	$(call make_env,$(RUN),cpu)
+
+$(DEV)/.ready: pyproject.toml constraints.txt
+	$(call make_env,$(DEV),$(strip cpu,train,xarray,dev))
+
+.PHONY: env demo test test-slow lint types format lock clean
+env: $(DEV)/.ready
+
+demo: $(RUN)/.ready
+	$(RUN)/bin/tessera-beam demo demo-out
+
+test: $(DEV)/.ready
+	$(DEV)/bin/python -m pytest -n auto -m 'not slow'
+
+test-slow: $(DEV)/.ready
+	$(DEV)/bin/python -m pytest -m slow
+
+lint: $(DEV)/.ready
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+
+format: $(DEV)/.ready
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
+
+types: $(DEV)/.ready
+	$(DEV)/bin/mypy
+
+lock: $(DEV)/.ready
+	$(DEV)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra cpu --extra train --extra gcp \
+	  --extra s3 --extra xarray --extra dev --no-annotate --no-header --upgrade -o constraints.txt
+
+clean:
+	rm -rf $(RUN) $(DEV) demo-out real-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

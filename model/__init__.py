@@ -1,0 +1,1 @@
+"""The model side: profile, encoders, checkpoints, quantiser, export and gate."""

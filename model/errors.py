@@ -1,0 +1,5 @@
+"""The error that a person can mend: its message names the thing that was given and the cure."""
+
+
+class BadInput(ValueError):
+    """Input that is refused before work starts. The command line prints the message and exits with code 2."""
