@@ -125,11 +125,12 @@ def profile_from_json(text: str) -> Profile:
         raise BadInput(f"profile with unknown fields {', '.join(unknown)}: made by another release")
     if missing := sorted(required - set(fields)):
         raise BadInput(f"profile without {', '.join(missing)}")
-    return Profile(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Profile(**values)
 
 
 # ucam-eo/tessera tessera_infer_v2/student/model.py, order of S2_BANDS; one set for all sources (facts: normalised on MPC).
-_V2_NORMS: dict[str, tuple[float, ...]] = {
+_V2_NORMS: dict[str, Any] = {
     "s2_mean": (
         1633.0042, 1341.1090, 1539.5536, 3054.8269, 3117.4658,
         2004.1648, 2694.7275, 2945.1504, 2266.6079, 1657.3094,
@@ -162,5 +163,5 @@ def profile_for(family: str, native_dims: int, dims: int | None = None) -> Profi
         s1_sources=(PC_RTC,),
         native_dims=native_dims,
         dims=native_dims if dims is None else dims,
-        **_V2_NORMS,  # type: ignore[arg-type]
+        **_V2_NORMS,
     )

@@ -1,6 +1,5 @@
 """Periods: the twelve months that an embedding describes."""
 
-import calendar
 import dataclasses
 import datetime as dt
 import re
@@ -29,9 +28,9 @@ class Period:
 
 def _a_year_after(start: dt.date) -> dt.date:
     """The last day of the twelve months that begin on `start`."""
-    leap_day_gone = (start.month, start.day) == (2, 29) and not calendar.isleap(start.year + 1)
-    day = 28 if leap_day_gone else start.day
-    return dt.date(start.year + 1, start.month, day) - dt.timedelta(days=0 if leap_day_gone else 1)
+    if (start.month, start.day) == (2, 29):  # which no year after has
+        return dt.date(start.year + 1, 2, 28)
+    return start.replace(year=start.year + 1) - dt.timedelta(days=1)
 
 
 def period_of(text: str) -> Period:
@@ -40,16 +39,14 @@ def period_of(text: str) -> Period:
     Raises:
       BadInput: anything else, or dates that are not twelve months apart.
     """
-    if re.fullmatch(r"\d{4}", text):
-        year = int(text)
-        if not 2015 <= year <= 2100:
-            raise BadInput(f"period {text}: Sentinel-2 has data from 2015 on")
-        return Period(dt.date(year, 1, 1), dt.date(year, 12, 31))
-    match = re.fullmatch(r"(\d{4}-\d{2}-\d{2})[/_](\d{4}-\d{2}-\d{2})", text)
+    days = f"{text}-01-01/{text}-12-31" if re.fullmatch(r"[0-9]{4}", text) else text
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[/_]([0-9]{4}-[0-9]{2}-[0-9]{2})", days)
     try:
         start, end = (dt.date.fromisoformat(g) for g in match.groups())  # type: ignore[union-attr]
     except (AttributeError, ValueError):
         raise BadInput(f"period {text!r}: write a year (2024) or first/last day (2023-07-01/2024-06-30)") from None
+    if end.year < 2015 or start.year > 2100:
+        raise BadInput(f"period {text}: Sentinel-2 has data from 2015 on")
     if end != _a_year_after(start):
         raise BadInput(f"period {text}: twelve months from {start} end on {_a_year_after(start)}, not on {end}")
     return Period(start, end)

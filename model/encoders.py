@@ -1,0 +1,151 @@
+"""Encoders: the TESSERA v2 student in PyTorch, from raw digital numbers to codes."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.profile import Profile
+from model.weights import LAYER_NORM_EPSILON, MODALITIES, QK_NORM_EPSILON, EncoderSizes, Tensors, check_tensors
+
+DAYS = 367  # day 0 (an absent observation) to day 366
+
+
+def day_table(width: int) -> Tensor:
+    """Sinusoidal encoding of the raw day of year, base 10,000, sines in even columns: float32 (DAYS, width).
+
+    The float32 arithmetic is the reference's: at day 366 an angle from exact arithmetic differs by 3e-5.
+    """
+    step = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
+    angle = torch.arange(DAYS, dtype=torch.float32)[:, None] * step
+    return torch.stack([angle.sin(), angle.cos()], -1).reshape(DAYS, width)
+
+
+class Layer(nn.Module):
+    """A transformer layer, norm after the residual, ReLU inside. Every row is an ordinary token: there is no mask."""
+
+    def __init__(self, sizes: EncoderSizes) -> None:
+        super().__init__()
+        d = sizes.width
+        self.heads = sizes.heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(d, d) for _ in range(4))
+        if sizes.qk_norm:
+            self.q_norm: nn.Module = nn.RMSNorm(sizes.head_width, eps=QK_NORM_EPSILON)
+            self.k_norm: nn.Module = nn.RMSNorm(sizes.head_width, eps=QK_NORM_EPSILON)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+        self.linear1 = nn.Linear(d, sizes.feed_forward)
+        self.linear2 = nn.Linear(sizes.feed_forward, d)
+        self.norm1 = nn.LayerNorm(d, eps=LAYER_NORM_EPSILON)
+        self.norm2 = nn.LayerNorm(d, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, d)
+        n, t, d = x.shape
+        q, k, v = (p(x).view(n, t, self.heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))  # (N, T, H, d/H)
+        q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (N, H, T, d/H)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)  # (N, T, d)
+        x = self.norm1(x + self.out_proj(mixed))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))  # type: ignore[no-any-return]
+
+
+class AttentionPool(nn.Module):
+    """The mean over time, weighted by a softmax of one learned query."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, d)
+        return (self.query(x).softmax(1) * x).sum(1)  # type: ignore[no-any-return]  # (N, d)
+
+
+class Backbone(nn.Module):
+    """One sensor's series to one vector."""
+
+    def __init__(self, channels: int, sizes: EncoderSizes) -> None:
+        super().__init__()
+        self.embedding = nn.Sequential(nn.Linear(channels, sizes.width), nn.ReLU(), nn.Linear(sizes.width, sizes.width))
+        self.transformer_encoder = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
+        self.attn_pool = AttentionPool(sizes.width)
+        self.register_buffer("day_table", day_table(sizes.width), persistent=False)
+        self.day_table: Tensor
+
+    def forward(self, x: Tensor, doy: Tensor) -> Tensor:  # (N, T, channels) standardised, (N, T) long
+        x = self.embedding(x) + self.day_table[doy]  # (N, T, d)
+        for layer in self.transformer_encoder:
+            x = layer(x)
+        return self.attn_pool(x)  # type: ignore[no-any-return]  # (N, d)
+
+
+class StudentEncoder(nn.Module):
+    """The v2 student: two backbones, a reducer, and the profile's constants around them.
+
+    A row whose day is 0 is an absent observation: zeros after standardisation, whatever numbers it carries. A series
+    of one such row is the profile's empty modality.
+    """
+
+    def __init__(self, sizes: EncoderSizes, profile: Profile) -> None:
+        super().__init__()
+        d = sizes.width
+        self.sizes, self.profile = sizes, profile
+        self.s2_backbone = Backbone(MODALITIES["s2"], sizes)
+        self.s1_backbone = Backbone(MODALITIES["s1"], sizes)
+        self.dim_reducer = nn.Sequential(
+            nn.Linear(2 * d, sizes.hidden),
+            nn.LayerNorm(sizes.hidden, eps=LAYER_NORM_EPSILON),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(sizes.hidden, sizes.native_dims),
+        )
+        for name, numbers in {
+            "s2_mean": profile.s2_mean,
+            "s2_std": profile.s2_std,
+            "s1_mean": (profile.s1_ascending_mean, profile.s1_descending_mean),  # rows: by orbit, 0 ascending
+            "s1_std": (profile.s1_ascending_std, profile.s1_descending_std),
+        }.items():
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32), persistent=False)
+        self.s2_mean: Tensor
+        self.s2_std: Tensor
+        self.s1_mean: Tensor
+        self.s1_std: Tensor
+
+    def embed(self, x2: Tensor, doy2: Tensor, x1: Tensor, doy1: Tensor) -> Tensor:
+        """Standardised float32 (N, T2, 10) and (N, T1, 2), days as long (N, T): float32 (N, native_dims)."""
+        both = torch.cat([self.s2_backbone(x2, doy2), self.s1_backbone(x1, doy1)], -1)  # (N, 2d)
+        z = self.dim_reducer(both)  # (N, native_dims)
+        return F.layer_norm(z, z.shape[-1:], eps=LAYER_NORM_EPSILON)
+
+    def standardise(self, raw: Tensor, doy: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Raw numbers (N, T, channels) to float32; rows of day 0 to zeros."""
+        x = (raw.float() - mean) / (std + self.profile.std_epsilon)
+        return torch.where((doy > 0)[..., None], x, torch.zeros(()))
+
+    def forward(
+        self, s2: Tensor, s2_doy: Tensor, s1: Tensor, s1_orbit: Tensor, s1_doy: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The model file's own contract: raw (N, T2, 10), (N, T2), (N, T1, 2), (N, T1), (N, T1) to codes.
+
+        Returns:
+          codes int8 (N, dims), scale float32 (N,), embedding float32 (N, dims).
+        """
+        s2_doy, s1_doy, orbit = s2_doy.long(), s1_doy.long(), s1_orbit.long()
+        x2 = self.standardise(s2, s2_doy, self.s2_mean, self.s2_std)
+        x1 = self.standardise(s1, s1_doy, self.s1_mean[orbit], self.s1_std[orbit])
+        z = self.embed(x2, s2_doy, x1, s1_doy)[:, : self.profile.dims]  # (N, dims)
+        scale = z.abs().amax(-1).clamp(min=self.profile.scale_floor) / self.profile.code_max  # (N,)
+        codes = (z / scale[:, None]).round().clamp(self.profile.code_min, self.profile.code_max)  # half to even
+        return codes.to(torch.int8), scale, z
+
+
+def encoder_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile) -> StudentEncoder:
+    """An encoder in eval mode with these weights.
+
+    Raises:
+      BadInput: the tensors are not those of `sizes`.
+    """
+    check_tensors(tensors, sizes)
+    encoder = StudentEncoder(sizes, profile)
+    encoder.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    return encoder.eval()

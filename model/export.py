@@ -1,0 +1,120 @@
+"""Export: a checkpoint and its profile to one ONNX file that carries its own contract and proof."""
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, checker, helper
+
+from model import modelfile, parity
+from model.checkpoints import Checkpoint
+from model.encoders import StudentEncoder, day_table, encoder_of
+from model.errors import BadInput
+from model.graph import build
+from model.modelfile import ModelFile, open_model
+from model.profile import Profile
+from model.weights import weights_sha256
+
+
+def export(checkpoint: Checkpoint, profile: Profile, stem: str, origin: dict[str, Any], out: str | Path) -> ModelFile:
+    """Writes the model file; the same arguments give the same bytes.
+
+    Args:
+      stem: what the model is called; its name becomes `<stem>-<first 8 digits of the weights' sha256>`.
+      origin: import or training record, JSON values.
+      out: path of the file, replaced at once when it is complete.
+
+    Raises:
+      BadInput: tensors and profile do not fit each other, or `out` lies in no folder.
+      RuntimeError: ONNX Runtime's numbers are not PyTorch's; nothing is written.
+    """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise BadInput(f"no folder {out.parent} to write {out.name} into")
+    if profile.native_dims != checkpoint.sizes.native_dims:
+        raise BadInput(
+            f"profile {profile.name} has {profile.native_dims} dimensions, the weights {checkpoint.sizes.native_dims}"
+        )
+    model = _model(checkpoint, profile)
+    encoder = encoder_of(checkpoint.tensors, checkpoint.sizes, profile)
+    measured = _parity(model, encoder)
+    if not measured.ok:
+        raise RuntimeError(f"the exported graph differs from PyTorch: {measured}")
+    digest = weights_sha256(checkpoint.tensors)
+    records = {
+        "tessera_beam": _json({"format": modelfile.FORMAT, "version": modelfile.VERSION}),
+        "name": f"{stem}-{digest[:8]}",
+        "profile": profile.to_json(),
+        "encoder": _json(dataclasses.asdict(checkpoint.sizes)),
+        "weights_sha256": digest,
+        "origin": _json(origin),
+        "parity": _json(parity_record(measured)),
+        "golden": _json(_golden(encoder)),
+        "graph_digest": modelfile.graph_digest(model),
+    }
+    helper.set_model_props(model, records)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_bytes(model.SerializeToString(deterministic=True))
+    partial.replace(out)
+    return open_model(out)
+
+
+def _model(checkpoint: Checkpoint, profile: Profile) -> ModelProto:
+    graph = build(checkpoint.tensors, day_table(checkpoint.sizes.width).numpy(), checkpoint.sizes, profile)
+    model = helper.make_model(
+        graph,
+        ir_version=modelfile.IR_VERSION,
+        opset_imports=[helper.make_opsetid("", modelfile.OPSET)],
+        producer_name="tessera-beam",
+    )
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def run_torch(encoder: StudentEncoder, inputs: parity.Inputs) -> parity.Outputs:
+    """The encoder on one thread, so that its own result does not depend on the machine's number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return parity.Outputs(*(t.numpy() for t in encoder(*(torch.from_numpy(a) for a in inputs.values()))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _parity(model: ModelProto, encoder: StudentEncoder) -> parity.Distance:
+    session = parity.Session(model.SerializeToString(deterministic=True))
+    cases = [parity.inputs_of(*size) for size in parity.SIZES]
+    return parity.distance((session.run(c) for c in cases), (run_torch(encoder, c) for c in cases))
+
+
+def parity_record(measured: parity.Distance) -> dict[str, Any]:
+    """The parity report as it stands in the metadata; errors to two digits, for the third differs between machines."""
+    return {
+        "reference": "torch eval float32",
+        "max_abs_error": float(f"{measured.max_abs_error:.1e}"),
+        "rms": round(measured.rms, 4),
+        "equal_codes_share": round(measured.equal_codes_share, 6),
+        "max_code_step": measured.max_code_step,
+        "codes": measured.codes,
+        "cases": [list(size) for size in parity.SIZES],
+    }
+
+
+def _golden(encoder: StudentEncoder) -> dict[str, Any]:
+    cases = [parity.inputs_of(*size) for size in parity.GOLDEN_SIZES]
+    runs = [run_torch(encoder, c) for c in cases]
+    return {
+        "cases": [list(size) for size in parity.GOLDEN_SIZES],
+        "inputs_sha256": parity.digest_of(cases),
+        "codes": base64.b64encode(np.concatenate([r.codes for r in runs]).tobytes()).decode(),
+        "scales": base64.b64encode(np.concatenate([r.scale for r in runs]).astype("<f4").tobytes()).decode(),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,240 @@
+"""Modelfile: the ONNX file that is all a worker needs, opened and checked without torch or Beam."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, load_model_from_string, numpy_helper
+
+from model.errors import BadInput
+from model.profile import Profile, profile_from_json
+from model.weights import EncoderSizes
+
+FORMAT = "tessera-beam/model"
+VERSION = 1  # raised when inputs, outputs or metadata change their meaning; newer files are refused by number
+IR_VERSION, OPSET = 10, 20  # ONNX Runtime loads these since 1.18; left alone, onnx 1.23 writes IR 14, which none loads
+
+DIMS = "dims"  # stands for the profile's dims in the table below
+
+# The contract: name, element type, shape. A name in a shape is a dynamic axis of that name.
+INPUTS: dict[str, tuple[int, tuple[str | int, ...]]] = {
+    "s2": (TensorProto.UINT16, ("pixel", "t2", 10)),
+    "s2_doy": (TensorProto.INT16, ("pixel", "t2")),
+    "s1": (TensorProto.INT16, ("pixel", "t1", 2)),
+    "s1_orbit": (TensorProto.UINT8, ("pixel", "t1")),  # 0 ascending, 1 descending
+    "s1_doy": (TensorProto.INT16, ("pixel", "t1")),
+}
+OUTPUTS: dict[str, tuple[int, tuple[str | int, ...]]] = {
+    "codes": (TensorProto.INT8, ("pixel", DIMS)),
+    "scale": (TensorProto.FLOAT, ("pixel",)),
+    "embedding": (TensorProto.FLOAT, ("pixel", DIMS)),
+}
+RECORDS = ("profile", "encoder", "weights_sha256", "origin", "parity", "golden", "graph_digest", "name")
+HOW_TO_MAKE_ONE = "make one with `tessera-beam model import CKPT --family v2 --out M.onnx`"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """An opened model file; its digest, signature and records have been checked, its numbers have not (`gate` does).
+
+    Attributes:
+      path: where it lies.
+      sha256, size_bytes: of the file.
+      name: short name for paths and ids, e.g. "v2-1a2b3c4d".
+      profile: the contract with the d-pixels.
+      encoder: sizes of the network inside.
+      weights_sha256: over the tensors alone (`weights.weights_sha256`).
+      graph_digest: over every initialiser and node.
+      ir_version, opset: of the file.
+      origin: import or training record.
+      parity: how far the export is from PyTorch, as measured when it was made.
+      golden: inputs' digest and PyTorch's outputs for them, to be met on any machine.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    name: str
+    profile: Profile
+    encoder: EncoderSizes
+    weights_sha256: str
+    graph_digest: str
+    ir_version: int
+    opset: int
+    origin: dict[str, Any]
+    parity: dict[str, Any]
+    golden: dict[str, Any]
+
+    @property
+    def dims(self) -> int:
+        """Values of an embedding that are stored."""
+        return self.profile.dims
+
+
+def open_model(path: str | Path) -> ModelFile:
+    """Opens a model file.
+
+    Raises:
+      BadInput: no such file, not ONNX, not one of ours, a newer format, edited since it was made, or a signature that
+        is not the contract's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"no model file at {path}; {HOW_TO_MAKE_ONE}")
+    content = path.read_bytes()
+    model = parse_model(content, path)
+    opened = read_model(model, content, path)
+    if faults := [*edit_faults(model, opened), *signature_faults(model, opened.profile)]:
+        raise BadInput(f"{path}: {'; '.join(faults)}; {HOW_TO_MAKE_ONE}")
+    return opened
+
+
+def parse_model(content: bytes, path: Path) -> ModelProto:
+    """Reads ONNX with its weights inside. Raises BadInput for anything else; `path` is for the message."""
+    try:
+        model = load_model_from_string(content)
+    except DecodeError:
+        raise BadInput(f"{path} is not an ONNX file; {HOW_TO_MAKE_ONE}") from None
+    if not model.graph.node:
+        raise BadInput(f"{path} is not an ONNX file, or an empty one; {HOW_TO_MAKE_ONE}")
+    outside = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise BadInput(f"{path} keeps {outside[0]} in another file: weights must be inside the model file")
+    return model
+
+
+def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
+    """The records of a model that was read from `content`, not yet held against its graph.
+
+    Raises:
+      BadInput: not one of ours, a newer format, records that are missing or cannot be read.
+    """
+    props = {p.key: p.value for p in model.metadata_props}
+    _check_format(props, path)
+    if missing := [key for key in RECORDS if key not in props]:
+        raise BadInput(f"{path} has no {', '.join(missing)} in its metadata: it was cut; {HOW_TO_MAKE_ONE}")
+    try:
+        profile = profile_from_json(props["profile"])
+        encoder = EncoderSizes(**json.loads(props["encoder"]))
+        origin, parity, golden = (json.loads(props[key]) for key in ("origin", "parity", "golden"))
+    except BadInput as e:
+        raise BadInput(f"{path}: {e}") from None
+    except (ValueError, TypeError) as e:
+        raise BadInput(f"{path}: a record in its metadata cannot be read ({e}); {HOW_TO_MAKE_ONE}") from None
+    return ModelFile(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        name=props["name"],
+        profile=profile,
+        encoder=encoder,
+        weights_sha256=props["weights_sha256"],
+        graph_digest=props["graph_digest"],
+        ir_version=model.ir_version,
+        opset=next((o.version for o in model.opset_import if o.domain == ""), 0),
+        origin=origin,
+        parity=parity,
+        golden=golden,
+    )
+
+
+def _check_format(props: dict[str, str], path: Path) -> None:
+    try:
+        mark = json.loads(props.get("tessera_beam", ""))
+        name, version = mark["format"], mark["version"]
+    except (ValueError, TypeError, KeyError):
+        name, version = None, None
+    if name != FORMAT:
+        raise BadInput(f"{path} is ONNX, but not a tessera-beam model; {HOW_TO_MAKE_ONE}")
+    if version != VERSION:
+        raise BadInput(
+            f"{path}: model file version {version}, this release reads version {VERSION}; use a newer tessera-beam"
+        )
+
+
+def graph_digest(model: ModelProto) -> str:
+    """sha256 over opsets, inputs, outputs, every initialiser and every node in file order; not over the metadata."""
+    digest = hashlib.sha256()
+    for opset in model.opset_import:
+        digest.update(f"opset {opset.domain} {opset.version}\n".encode())
+    for tensor in model.graph.initializer:
+        digest.update(f"initialiser {tensor.name} {tensor.data_type} {list(tensor.dims)}\n".encode())
+        digest.update(numpy_helper.to_array(tensor).tobytes())
+    graph = model.graph
+    for part in (graph.input, graph.output, graph.node, graph.sparse_initializer, model.functions):
+        for message in part:
+            digest.update(message.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def edit_faults(model: ModelProto, opened: ModelFile) -> list[str]:
+    """Says in words where nodes or initialisers are not those of the export; empty where they are."""
+    digest = graph_digest(model)
+    if digest == opened.graph_digest:
+        return []
+    return [
+        f"its nodes and weights have digest {digest[:12]}, its record says {opened.graph_digest[:12]}: "
+        "it was edited after its export"
+    ]
+
+
+def signature_faults(model: ModelProto, profile: Profile) -> list[str]:
+    """What in names, element types and axes differs from the contract, in words; empty where all is as it should be."""
+    faults = []
+    for kind, table, found in (("input", INPUTS, model.graph.input), ("output", OUTPUTS, model.graph.output)):
+        expected = {
+            name: _words(dtype, tuple(profile.dims if d == DIMS else d for d in shape))
+            for name, (dtype, shape) in table.items()
+        }
+        seen = {v.name: _words(v.type.tensor_type.elem_type, _shape(v)) for v in found}
+        for name in [*expected, *(n for n in seen if n not in expected)]:
+            if seen.get(name) != expected.get(name):
+                faults.append(f"{kind} {name} is {seen.get(name, 'absent')}, must be {expected.get(name, 'absent')}")
+    return faults
+
+
+def _shape(value: Any) -> tuple[str | int, ...]:
+    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
+def _words(dtype: int, shape: tuple[str | int, ...]) -> str:
+    return f"{TensorProto.DataType.Name(dtype).lower()} ({', '.join(map(str, shape))})"
+
+
+def describe(model: ModelFile) -> str:
+    """What the file is, as a person reads it: a few lines."""
+    profile, sizes = model.profile, model.encoder
+    kept = f"first {profile.dims} of {profile.native_dims}" if profile.dims < profile.native_dims else "all kept"
+    lines = {
+        "model": f"{model.name}, {model.size_bytes:,} bytes, sha256 {model.sha256[:16]}",
+        "made from": _origin_words(model.origin),
+        "encoder": f"{profile.family}: width {sizes.width}, {sizes.layers} layers, {sizes.heads} heads, feed-forward "
+        f"{sizes.feed_forward}{', QK-norm' if sizes.qk_norm else ''}",
+        "embedding": f"{profile.dims} int8 codes and a scale per pixel ({kept})",
+        "optical": f"{' '.join(profile.s2_bands)} of {' or '.join(profile.s2_sources)}",
+        "radar": f"{' '.join(profile.s1_bands)} of {' or '.join(profile.s1_sources)}, own statistics for each orbit",
+        "sampler": f"{profile.sampler}, {profile.sampler_bins[0]} to {profile.sampler_bins[-1]} rows a sensor",
+        "parity": _parity_words(model.parity),
+        "file": f"ONNX IR {model.ir_version}, opset {model.opset}, graph digest {model.graph_digest[:16]}",
+    }
+    if profile.notes:
+        lines["note"] = profile.notes
+    return "\n".join(f"{key:<10} {value}" for key, value in lines.items())
+
+
+def _origin_words(origin: dict[str, Any]) -> str:
+    file = f", {origin['file_name']} (sha256 {origin['file_sha256'][:16]})" if origin.get("file_name") else ""
+    return f"{origin.get('kind', 'unknown')} of family {origin.get('family', 'unknown')}{file}"
+
+
+def _parity_words(parity: dict[str, Any]) -> str:
+    try:
+        return (
+            f"against {parity['reference']}: largest error {parity['max_abs_error']:.1e} at rms {parity['rms']:.2f}, "
+            f"{parity['equal_codes_share']:.4%} of {parity['codes']:,} codes equal"
+        )
+    except (KeyError, TypeError, ValueError):
+        return "no record that can be read"

@@ -1,0 +1,143 @@
+"""Weights: the tensors of an encoder by name, and the sizes that they imply."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import BadInput
+
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+
+MODALITIES = {"s2": 10, "s1": 2}  # channels of each backbone's input
+LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which the published students use throughout
+# torch.nn.RMSNorm's default, finfo(float32).eps. In float64 it fits the reference's QK-norm outputs with an rms of
+# 5.000e-7; 1e-6 gives 5.48e-7 and 1e-5 2.79e-6.
+QK_NORM_EPSILON = float(np.finfo(np.float32).eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSizes:
+    """What must be known of a v2 student beside its tensors, all of it but `heads` read from their shapes.
+
+    Attributes:
+      width: of the tokens, in both backbones ("d").
+      layers: transformer layers in each backbone.
+      heads: attention heads; divides `width`.
+      feed_forward: width inside a layer.
+      hidden: width inside the reducer.
+      native_dims: width of the output.
+      qk_norm: whether queries and keys pass an RMSNorm per head.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    hidden: int
+    native_dims: int
+    qk_norm: bool
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.feed_forward, self.hidden, self.native_dims) < 1:
+            raise BadInput(f"encoder sizes must be positive: {self}")
+        if self.width % self.heads or self.width % 2:
+            raise BadInput(f"width {self.width} with {self.heads} heads: it must be even and a multiple of the heads")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+def layer_name(modality: str, layer: int) -> str:
+    """What the names of a transformer layer's tensors begin with."""
+    return f"{modality}_backbone.transformer_encoder.{layer}"
+
+
+def tensor_shapes(sizes: EncoderSizes) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor. Names are those of the published QK-norm layout, with and without QK-norm."""
+    d, f = sizes.width, sizes.feed_forward
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    for modality, channels in MODALITIES.items():
+        linear(f"{modality}_backbone.embedding.0", d, channels)
+        linear(f"{modality}_backbone.embedding.2", d, d)
+        for i in range(sizes.layers):
+            layer = layer_name(modality, i)
+            for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                linear(f"{layer}.{projection}", d, d)
+            if sizes.qk_norm:
+                shapes[f"{layer}.q_norm.weight"] = shapes[f"{layer}.k_norm.weight"] = (sizes.head_width,)
+            linear(f"{layer}.linear1", f, d)
+            linear(f"{layer}.linear2", d, f)
+            norm(f"{layer}.norm1", d)
+            norm(f"{layer}.norm2", d)
+        linear(f"{modality}_backbone.attn_pool.query", 1, d)
+    linear("dim_reducer.0", sizes.hidden, 2 * d)
+    norm("dim_reducer.1", sizes.hidden)
+    linear("dim_reducer.4", sizes.native_dims, sizes.hidden)
+    return shapes
+
+
+def sizes_of(tensors: Tensors, heads: int) -> EncoderSizes:
+    """Reads the sizes from the tensors that show them, then holds every tensor against them.
+
+    Raises:
+      BadInput: tensors are missing, unexpected or of another shape, hold NaN or infinity, or cannot have `heads` heads.
+    """
+    shown = {
+        "width": "s2_backbone.embedding.2.bias",
+        "feed_forward": f"{layer_name('s2', 0)}.linear1.bias",
+        "hidden": "dim_reducer.0.bias",
+        "native_dims": "dim_reducer.4.bias",
+    }
+    if missing := [name for name in shown.values() if name not in tensors]:
+        raise BadInput(f"these are not the weights of a v2 student: {', '.join(missing)} missing")
+    layers = 0
+    while f"{layer_name('s2', layers)}.linear1.bias" in tensors:
+        layers += 1
+    sizes = EncoderSizes(
+        **{field: tensors[name].shape[0] if tensors[name].ndim else 0 for field, name in shown.items()},
+        layers=layers,
+        heads=heads,
+        qk_norm=f"{layer_name('s2', 0)}.q_norm.weight" in tensors,
+    )
+    check_tensors(tensors, sizes)
+    return sizes
+
+
+def check_tensors(tensors: Tensors, sizes: EncoderSizes) -> None:
+    """Raises BadInput unless `tensors` are exactly those of an encoder of these sizes, and finite."""
+    expected = tensor_shapes(sizes)
+    if missing := [name for name in expected if name not in tensors]:
+        raise BadInput(f"weights without {_some(missing)}: {sizes} needs {len(expected)} tensors")
+    if unexpected := [name for name in tensors if name not in expected]:
+        raise BadInput(f"weights with unexpected {_some(unexpected)}: {sizes} has no such tensor")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise BadInput(f"tensor {name} is {tensors[name].shape}, but {sizes} makes it {shape}")
+        if not np.isfinite(tensors[name]).all():
+            raise BadInput(f"tensor {name} holds NaN or infinity: the checkpoint is damaged")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def weights_sha256(tensors: Tensors) -> str:
+    """sha256 over name, shape and little-endian float32 bytes of every tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name], dtype="<f4")
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()

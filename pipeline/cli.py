@@ -1,0 +1,395 @@
+"""The command line: verbs, options and exit codes; what a verb does stands in its own module."""
+
+import logging
+import shlex
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from model.errors import BadInput
+from pipeline import console, words
+from transforms.periods import period_of
+from transforms.regions import Region, names_from_list, region_from_bbox, region_from_file, tiles_of
+
+app = typer.Typer(
+    name="tessera-beam",
+    help="TESSERA pixel embeddings on Apache Beam: STAC in, int8 Cloud-Optimized GeoTIFFs out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+inventory_app = typer.Typer(help="The frozen list of scenes of a run.", no_args_is_help=True, rich_markup_mode=None)
+model_app = typer.Typer(help="Model files: import, export, prove, show.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(inventory_app, name="inventory")
+app.add_typer(model_app, name="model")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+Inv = Annotated[str, typer.Argument(metavar="INV", help="Inventory file, from `inventory build`.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of `embed`.")]
+Model = Annotated[str, typer.Option("--model", help="Model file (.onnx), from `model import`.")]
+Tiles = Annotated[str, typer.Option("--tiles", help="MGRS tiles: A,B,.. or @FILE with one a line.")]
+RegionFile = Annotated[str, typer.Option("--region", help="GeoJSON file: polygons of the region.")]
+Bbox = Annotated[str, typer.Option("--bbox", help="W,S,E,N in degrees; W > E crosses the antimeridian.")]
+Block = Annotated[int, typer.Option("--block", help="Side of a block in pixels, a multiple of 256.")]
+Memory = Annotated[float, typer.Option("--memory", help="GiB that a worker may take.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def _region(region: str, bbox: str) -> Region | None:
+    if region and bbox:
+        raise BadInput("--region and --bbox: give one of them")
+    return region_from_file(region) if region else region_from_bbox(bbox) if bbox else None
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Where to build it.")] = "demo-out",
+    api: Annotated[bool, typer.Option("--api", help="Search over a loopback STAC API, not the files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a small synthetic planet and run the whole chain on it.
+
+    Example: tessera-beam demo demo-out
+    """
+    from pipeline.demo.run import demo as run
+
+    result = run(folder, api, console.say, console.on_terminal())
+    console.show(result, as_json, words.demo)
+    _leave_with(result["exit_code"])
+
+
+@inventory_app.command("build")
+def inventory_build(
+    catalog: Annotated[
+        list[str], typer.Option("--catalog", help="Provider, URL, folder or file; repeat to join S2 and S1.")
+    ],
+    period: Annotated[str, typer.Option("--period", help="A year, or first/last day of twelve months.")],
+    out: Annotated[str, typer.Option("--out", help="Inventory file to write.")],
+    provider: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="Whose description a copy follows, one for each --catalog ('-': none)."),
+    ] = None,
+    tiles: Tiles = "",
+    region: RegionFile = "",
+    bbox: Bbox = "",
+    land: Annotated[bool, typer.Option("--land", help="All tiles with land.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search catalogues once and freeze the scenes of a period.
+
+    Example: tessera-beam inventory build --catalog earth-search --catalog planetary-computer --period 2024 --tiles 33TWL --out inv.parquet
+    """
+    from pipeline import inventory
+
+    chosen = sum(map(bool, (tiles, region, bbox, land)))
+    if chosen != 1:
+        raise BadInput("which tiles? give one of --tiles, --region, --bbox and --land")
+    when = period_of(period)
+    if tiles:
+        names, note = names_from_list(tiles), ""
+    elif land:
+        from transforms.land import land_tiles
+
+        names, note = list(land_tiles()), "all land"
+    else:
+        names, note = tiles_of(_region(region, bbox)), f"--region {region}" if region else f"--bbox {bbox}"  # type: ignore[arg-type]
+    providers: list[str | None] = [None if p == "-" else p for p in provider or []]
+    if len(providers) > len(catalog):
+        raise BadInput(f"--as is given {len(providers)} times for {len(catalog)} --catalog")
+    pairs = list(zip(catalog, providers + [None] * (len(catalog) - len(providers)), strict=True))
+    result = inventory.build(pairs, when, names, out, note, progress=_tile_by_tile(len(names)))
+    for warning in result["warnings"]:
+        console.warn(warning)
+    console.show(result, as_json, words.inventory)
+
+
+def _tile_by_tile(total: int) -> Any:
+    step = max(1, total // 20)
+
+    def progress(done: int, of: int, tile: str) -> None:
+        if total > 1 and (done % step == 0 or done == of):
+            console.say(f"searched {done} of {of} tiles ({tile})")
+
+    return progress
+
+
+@inventory_app.command("explain")
+def inventory_explain(
+    inv: Inv, scene: Annotated[str, typer.Option("--scene", help="Item id.")], as_json: Json = False
+) -> None:
+    """Say in words what was decided about a scene.
+
+    Example: tessera-beam inventory explain inv.parquet --scene S2A_T33TWL_20240422T100031_L2A
+    """
+    from pipeline import inventory
+
+    console.show(inventory.explain(inv, scene), as_json, lambda r: str(r["text"]))
+
+
+@inventory_app.command("amend")
+def inventory_amend(
+    inv: Inv,
+    drop: Annotated[list[str], typer.Option("--drop", help="SCENE or SCENE:BAND; repeat for more.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
+    out: Annotated[str, typer.Option("--out", help="New inventory file.")],
+    as_json: Json = False,
+) -> None:
+    """Leave a bad asset out, on the record; the old inventory stays as it is.
+
+    Example: tessera-beam inventory amend inv.parquet --drop S2A_..:B04 --reason "file ends early" --out inv2.parquet
+    """
+    from pipeline import inventory
+
+    pairs: list[tuple[str, str | None]] = []
+    for text in drop:
+        scene, colon, band = text.rpartition(":")
+        pairs.append((scene, band) if colon else (text, None))
+    console.show(inventory.amend(inv, pairs, reason, out), as_json, words.amended)
+
+
+@app.command()
+def dpixels(
+    inv: Inv,
+    profile: Annotated[str, typer.Option("--profile", help="Family whose rules apply: v2.")],
+    tile: Annotated[str, typer.Option("--tile", help="MGRS tile.")],
+    window: Annotated[str, typer.Option("--window", help="ROW,COL,H,W in 10 m pixels.")],
+    out: Annotated[str, typer.Option("--out", help="Folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write the d-pixels of a window in the published layout.
+
+    Example: tessera-beam dpixels inv.parquet --profile v2 --tile 33TWL --window 0,0,256,256 --out window
+    """
+    from pipeline.dpixels import dpixels as run
+
+    console.show(run(inv, profile, tile, window, out, console.warn), as_json, words.dpixels)
+
+
+@app.command()
+def quote(
+    inv: Inv,
+    model: Model,
+    tiles: Tiles = "",
+    region: RegionFile = "",
+    bbox: Bbox = "",
+    block: Block = 2048,
+    memory: Memory = 8.0,
+    card: Annotated[str, typer.Option("--card", help="L4, L40S, A100 or H100.")] = "L40S",
+    dollars: Annotated[float | None, typer.Option("--dollars-per-hour", help="Price of the machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will read, compute, store and cost, before anything is spent.
+
+    Example: tessera-beam quote inv.parquet --model m.onnx --card L4
+    """
+    from pipeline import quote as verb
+
+    names = tuple(names_from_list(tiles)) if tiles else ()
+    result = verb.quote(inv, model, names, _region(region, bbox), block, memory, card, dollars)
+    console.show(result, as_json, verb.as_text)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def embed(
+    context: typer.Context,
+    inv: Annotated[str, typer.Argument(metavar="[INV]", help="Inventory file; none with --dpixels.")] = "",
+    model: Model = "",
+    out: Annotated[str, typer.Option("--out", help="Output folder.")] = "",
+    dpixels: Annotated[str, typer.Option("--dpixels", help="Embed a d-pixel folder in place of an inventory.")] = "",
+    tiles: Tiles = "",
+    region: RegionFile = "",
+    bbox: Bbox = "",
+    device: Device = "auto",
+    block: Block = 2048,
+    memory: Memory = 8.0,
+    runner: Annotated[str, typer.Option("--runner", help="local.")] = "local",
+    workers: Annotated[int, typer.Option("--workers", help="Processes of the local runner.")] = 1,
+    overlap: Annotated[str, typer.Option("--overlap", help="full: every tile holds all of its pixels.")] = "full",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, stop.")] = False,
+    max_failures: Annotated[
+        int, typer.Option("--max-failures", help="Begin no further block after so many; 0: no limit.")
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Also redo what is published.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the embeddings: every tile of the inventory that is not published yet. After -- come Beam's own options.
+
+    Example: tessera-beam embed inv.parquet --model m.onnx --out out --bbox 12.0,45.1,12.1,45.2
+    """
+    from pipeline import embed as verb
+
+    if not model or not out:
+        raise BadInput("embed needs --model M.onnx and --out DIR")
+    if overlap != "full":
+        raise BadInput(f"--overlap {overlap}: this release knows 'full'")
+    if bool(inv) == bool(dpixels):
+        raise BadInput("what is to be embedded? give an inventory, or --dpixels DIR")
+    if dpixels:
+        console.show(verb.embed_dpixels(dpixels, model, out, device, console.warn), as_json, words.embedded_dpixels)
+        return
+    options = verb.EmbedOptions(
+        tiles=tuple(names_from_list(tiles)) if tiles else (),
+        region=_region(region, bbox),
+        device=device,
+        block_px=block,
+        memory_gib=memory,
+        runner=runner,
+        workers=workers,
+        max_failures=max_failures,
+        force=force,
+        beam_args=tuple(context.args),
+    )
+    if dry_run:
+        console.show(verb.dry_run(inv, model, out, options), as_json, words.dry_run)
+        return
+    command = shlex.join(["tessera-beam", *sys.argv[1:]])
+    result = verb.embed(inv, model, out, options, command, console.say, console.on_terminal())
+    console.show(result, as_json, words.embedded)
+    _leave_with(console.WITH_FAILURES if verb.incomplete(result) else console.OK)
+
+
+@app.command()
+def status(out: Out, as_json: Json = False) -> None:
+    """Say what an output folder holds, what is missing and what failed.
+
+    Example: tessera-beam status out
+    """
+    from pipeline.status import status as run
+
+    result = run(out)
+    console.show(result, as_json, words.status)
+
+
+@app.command()
+def verify(
+    out: Out,
+    recompute: Annotated[int, typer.Option("--recompute", help="Random windows to make again from the sources.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice of windows.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Check published tiles: files, checksums, codes; with --recompute also against their sources.
+
+    Example: tessera-beam verify out --recompute 5
+    """
+    from pipeline.verify import verify as run
+
+    result = run(out, recompute, seed, device)
+    console.show(result, as_json, words.verified)
+    _leave_with(console.OK if result["ok"] else console.CHECK_FAILED)
+
+
+@app.command()
+def report(out: Out, as_json: Json = False) -> None:
+    """Write OUT/report.html: map, pictures, counts, failures, timings.
+
+    Example: tessera-beam report out
+    """
+    from pipeline.report import report as run
+
+    console.show({"report": str(run(out))}, as_json, lambda r: str(r["report"]))
+
+
+@model_app.command("import")
+def model_import(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Published checkpoint (.pt).")],
+    family: Annotated[str, typer.Option("--family", help="v2.")],
+    out: Annotated[str, typer.Option("--out", help="Model file to write (.onnx).")],
+    as_json: Json = False,
+) -> None:
+    """Turn a published checkpoint into a model file.
+
+    Example: tessera-beam model import v2.pt --family v2 --out m.onnx
+    """
+    from pipeline.model import import_model
+
+    console.show(import_model(checkpoint, family, out), as_json, lambda r: str(r["text"]))
+
+
+@model_app.command("export")
+def model_export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint of our own training.")],
+    out: Annotated[str, typer.Option("--out", help="Model file to write (.onnx).")],
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint that was trained here into a model file.
+
+    Example: tessera-beam model export run/last.pt --out m.onnx
+    """
+    from pipeline.model import export_model
+
+    console.show(export_model(checkpoint, out), as_json, lambda r: str(r["text"]))
+
+
+@model_app.command("gate")
+def model_gate(
+    model: Annotated[str, typer.Argument(metavar="M.onnx", help="Model file.")],
+    against: Annotated[str, typer.Option("--against", help="Checkpoint that it must equal (needs torch).")] = "",
+    full: Annotated[bool, typer.Option("--full", help="The long matrix of sizes too.")] = False,
+    report_html: Annotated[str, typer.Option("--report", help="HTML page to write.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Prove a model file: exit code 0, or 4 when a check fails.
+
+    Example: tessera-beam model gate m.onnx --against v2.pt --report gate.html
+    """
+    from pipeline.model import gate_model
+
+    result, ok = gate_model(model, against or None, full, report_html or None)
+    console.show(result, as_json, words.gated)
+    _leave_with(console.OK if ok else console.CHECK_FAILED)
+
+
+@model_app.command("show")
+def model_show(
+    model: Annotated[str, typer.Argument(metavar="M.onnx", help="Model file.")], as_json: Json = False
+) -> None:
+    """Say what a model file is, as a person reads it.
+
+    Example: tessera-beam model show m.onnx
+    """
+    from pipeline.model import show_model
+
+    console.show(show_model(model), as_json, lambda r: str(r["text"]))
+
+
+def _leave_with(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the program and ends it with the exit code that the design gives."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Runs the program and returns its exit code."""
+    try:
+        result = app(args=argv, prog_name="tessera-beam", standalone_mode=False)
+        return result if isinstance(result, int) else console.OK
+    except BadInput as e:
+        console.say(f"error: {e}")
+        return console.BAD_INPUT
+    except typer.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted; what is finished stays, and the same command goes on from there")
+        return console.INTERRUPTED
+    except Exception as e:  # the border of the program
+        return _other(e)
+
+
+def _other(error: Exception) -> int:
+    """Exit code of what is neither bad input nor an interrupt."""
+    usage = getattr(error, "format_message", None)  # click's own: unknown options, missing arguments
+    if usage is not None:
+        console.say(f"error: {usage()}\nsee tessera-beam --help")
+        return console.BAD_INPUT
+    traceback.print_exception(error)
+    console.say("this is a fault of tessera-beam or of the machine, not of your input; what is finished stays")
+    return console.CRASHED

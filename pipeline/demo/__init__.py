@@ -1,0 +1,1 @@
+"""Demo: the synthetic planet and the model that is shipped for it."""

@@ -1,0 +1,92 @@
+"""The demo: the whole chain on a small synthetic planet, from catalogue to report."""
+
+import contextlib
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from model.errors import BadInput
+from pipeline import inventory, quote, report, verify
+from pipeline.console import CHECK_FAILED, OK, WITH_FAILURES
+from pipeline.demo import planet
+from pipeline.demo.api import serve
+from pipeline.embed import EmbedOptions, embed, incomplete
+from transforms.periods import period_of
+
+PERIOD = "2024"
+# The planet is the same whenever it is built, so its catalogue has a fixed date too: two demos give the same bytes.
+FROZEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+WINDOWS = 3  # made again by verify
+
+
+def model_path() -> str:
+    """The shipped model."""
+    return str(resources.files("pipeline.demo") / "model.onnx")
+
+
+def demo(folder: str, api: bool, say: Callable[[str], None], bars: bool) -> dict[str, Any]:
+    """Builds the planet in `folder` (or finds it there) and runs inventory, quote, embed, verify and report on it.
+
+    Args:
+      api: search a loopback STAC API in place of the files.
+
+    Returns:
+      The summary, with the program's exit code in `exit_code`.
+
+    Raises:
+      BadInput: `folder` holds something else.
+    """
+    clock = time.perf_counter()
+    root = Path(folder)
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"demo {folder}: there is a file of that name")
+    say(f"1/6 the synthetic planet, in {root / 'planet'}")
+    earth = planet.build(root / "planet", report=_counted(say, bars))
+    say(
+        f"2/6 inventory of {', '.join(earth.tiles)}, {PERIOD}, {'over a loopback STAC API' if api else 'from its files'}"
+    )
+    inv, out = str(root / "inventory.parquet"), root / "out"
+    with serve(earth.folder) if api else contextlib.nullcontext("") as url:
+        catalogs = [(url or str(earth.catalog.parent), None)]
+        inventory.build(catalogs, period_of(PERIOD), earth.tiles, inv, now=FROZEN)
+        say("3/6 quote")
+        for line in quote.as_text(quote.quote(inv, model_path())).splitlines():
+            say(f"    {line}")
+        say("4/6 embed")
+        summary = embed(inv, model_path(), str(out), EmbedOptions(), f"tessera-beam demo {folder}", say, bars)
+        say("5/6 verify")
+        checked = verify.verify(str(out), WINDOWS, 0, "auto")
+    say("6/6 report")
+    page = report.report(str(out))
+    totals = summary["totals"]
+    return {
+        "model": summary["model"],
+        "pixels": totals["pixels"],
+        "blocks": totals["blocks"],
+        "tiles": totals["tiles_published"],
+        "cogs": sorted(str(p) for p in out.glob(f"{PERIOD}/*/*/embeddings.tif")),
+        "report": str(page),
+        "checks": checked["checks"],
+        "failed_checks": checked["failed"],
+        "windows_recomputed": checked["windows_recomputed"],
+        "free_bytes": shutil.disk_usage(root).free,
+        "seconds": round(time.perf_counter() - clock, 1),
+        "exit_code": WITH_FAILURES if incomplete(summary) else OK if checked["ok"] else CHECK_FAILED,
+    }
+
+
+def _counted(say: Callable[[str], None], bars: bool) -> Callable[[int, int], None]:
+    """A line at each quarter of the planet."""
+    said: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        quarter = 4 * done // total
+        if quarter not in said:
+            said.add(quarter)
+            say(f"    {done} of {total} scenes")
+
+    return progress

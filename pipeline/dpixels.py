@@ -1,0 +1,72 @@
+"""The dpixels verb: a window's d-pixels in the published layout."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from model.errors import BadInput
+from model.profile import profile_for
+from pipeline.embed import READERS
+from transforms import inventory
+from transforms.dpixels import build, read_stack, save
+from transforms.grid import TILE_PX, tile_of
+from transforms.read import ReadError
+
+
+def window_of(text: str) -> tuple[int, int, int, int]:
+    """ROW,COL,H,W in 10 m pixels of a tile.
+
+    Raises:
+      BadInput: not four whole numbers, or a window that leaves the tile.
+    """
+    try:
+        row, col, height, width = (int(v) for v in text.split(","))
+    except ValueError:
+        raise BadInput(f"--window {text}: write ROW,COL,H,W in 10 m pixels, e.g. 2048,0,256,256") from None
+    if min(row, col) < 0 or min(height, width) < 1 or row + height > TILE_PX or col + width > TILE_PX:
+        raise BadInput(f"--window {text}: it leaves the tile, which has {TILE_PX} x {TILE_PX} pixels")
+    return row, col, height, width
+
+
+def dpixels(
+    inv_path: str, family: str, tile_name: str, window: str, out: str, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """Reads a window of a tile and writes `bands.npy` and its siblings: the dates that have a valid pixel in it.
+
+    Raises:
+      BadInput: wrong window, family or tile, or an asset that cannot be read.
+    """
+    row, col, height, width = window_of(window)
+    profile = profile_for(family, native_dims=128)  # the width of the output plays no part before the encoder
+    tile = tile_of(tile_name)
+    inv = inventory.read_header(inv_path)
+    scenes = inventory.read_tile(inv_path, tile_name)
+    strange = sorted({s.source for s in scenes} - set(profile.s2_sources) - set(profile.s1_sources))
+    if strange:
+        raise BadInput(f"{inv_path} has scenes of {', '.join(strange)}, which profile {profile.name} does not take")
+    rows, cols = range(row, row + height), range(col, col + width)
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            stack = read_stack(scenes, inv.roots, profile, tile, rows, cols, pool)
+        except ReadError as e:
+            drop = f"tessera-beam inventory amend {inv_path} --drop {e.scene}:{e.band} --reason '..' --out INV2"
+            raise BadInput(f"tile {tile_name}: {e}. To leave it out: {drop}") from None
+    pixels = build(stack, profile, rows)
+    for orbit in ("ascending", "descending"):
+        if not len(getattr(pixels, f"sar_{orbit}")):
+            warn(
+                f"tile {tile_name}: no {orbit} pass in the window; sar_{orbit}.npy has shape (0, {height}, {width}, 2)"
+            )
+    if not len(pixels.doys):
+        warn(f"tile {tile_name}: no valid optical observation in the window")
+    save(pixels, Path(out))
+    return {
+        "out": out,
+        "tile": tile_name,
+        "window": [row, col, height, width],
+        "s2_dates": len(pixels.doys),
+        "s1_ascending_dates": len(pixels.sar_ascending_doy),
+        "s1_descending_dates": len(pixels.sar_descending_doy),
+        "valid_observations": int(pixels.masks.sum()),
+    }

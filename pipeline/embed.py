@@ -1,0 +1,360 @@
+"""The embed verb: checks everything that can be checked, fixes the plan, runs the graph, says what became of it."""
+
+import dataclasses
+import datetime as dt
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import shapely
+
+from model.errors import BadInput
+from model.modelfile import ModelFile, open_model
+from pipeline.engines import engine_of
+from pipeline.finish import failures
+from pipeline.graph import EmbedTiles
+from pipeline.progress import Progress
+from transforms import dpixels, inventory
+from transforms.embed import budget_of, plan_tile
+from transforms.encode import MICRO_BATCH_PX, Session, cores, device_kind, encode_window, provider_for
+from transforms.grid import blocks_of
+from transforms.inventory import Inventory
+from transforms.memory import Budget
+from transforms.plans import Plan, digest_of, tasks_of
+from transforms.preview import colours_of
+from transforms.regions import Region, clip_of, tiles_of
+from transforms.stac import product_record
+from transforms.storage import LocalStore, Store, open_store
+
+READERS = 16  # files read at once by a process (facts, sources-and-cogs 3.2: more only costs on small machines)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """What a user may ask of `embed`.
+
+    Attributes:
+      tiles: names, () for all of the inventory. region: pixels wanted, None for whole tiles.
+      device: auto, cpu or cuda. block_px: side of a block. memory_gib: what a worker may take.
+      runner, workers: the engine. max_failures: 0 for no limit. force: redo what is published.
+      beam_args: passed to Beam as they are.
+    """
+
+    tiles: tuple[str, ...] = ()
+    region: Region | None = None
+    device: str = "auto"
+    block_px: int = 2048
+    memory_gib: float = 8.0
+    runner: str = "local"
+    workers: int = 1
+    max_failures: int = 0
+    force: bool = False
+    readers: int = READERS
+    beam_args: tuple[str, ...] = ()
+
+
+def check_sources(model: ModelFile, inv: Inventory) -> None:
+    """The imagery against the profile.
+
+    Raises:
+      BadInput: a source that the weights were not made for, or a sensor that the inventory never searched.
+    """
+    profile = model.profile
+    there = [s.name for s in inv.sources]
+    allowed = {"optical": profile.s2_sources, "radar": profile.s1_sources}
+    strange = sorted(set(there) - set(profile.s2_sources) - set(profile.s1_sources))
+    if strange:
+        raise BadInput(
+            f"{inv.path} has scenes of {', '.join(strange)}; profile {profile.name} of {model.name} was made for "
+            f"{', '.join((*profile.s2_sources, *profile.s1_sources))}. Build the inventory from one of these, "
+            "or take the model that was trained on yours"
+        )
+    for sensor, names in allowed.items():
+        if not set(there) & set(names):
+            raise BadInput(
+                f"{inv.path} has no {sensor} source (it has {', '.join(there) or 'none'}); profile {profile.name} of "
+                f"{model.name} wants one of {', '.join(names)}: build the inventory again with a second --catalog"
+            )
+
+
+def check_tiles(inv: Inventory, tiles: Sequence[str]) -> None:
+    missing = sorted(set(tiles) - set(inv.tiles))
+    if missing:
+        raise BadInput(
+            f"tile {', '.join(missing[:5])} is not in {inv.path}, which has {', '.join(inv.tiles[:8])}"
+            f"{' ..' if len(inv.tiles) > 8 else ''}: build an inventory with it"
+        )
+
+
+def check_product(store: Store, record: dict[str, Any]) -> None:
+    """Claims an empty output folder for a product, or finds that it holds the same one.
+
+    Raises:
+      BadInput: it holds another product; the message says in what they differ.
+    """
+    data = json.dumps(record, sort_keys=True, indent=1).encode()
+    if store.put_if_absent("_inputs/product.json", data):
+        return
+    other = json.loads(store.get("_inputs/product.json"))
+    if other != record:
+        differ = sorted(k for k in {*other, *record} if other.get(k) != record.get(k))
+        words = "; ".join(f"{k}: there {other.get(k)}, now {record.get(k)}" for k in differ)
+        raise BadInput(f"{store.url} holds another product ({words}): choose another --out")
+
+
+def software_version() -> str:
+    return importlib.metadata.version("tessera-beam")
+
+
+def region_digest(region: Region | None) -> str:
+    """sha256 of a region's canonical GeoJSON, "" for none."""
+    return hashlib.sha256(shapely.to_geojson(region.shape).encode()).hexdigest() if region else ""
+
+
+def worst_tile(inv: Inventory, tiles: Sequence[str]) -> str:
+    """The tile with most scenes: the one that a worker's memory must be enough for."""
+    return max(tiles, key=lambda t: (inv.counts[t].rows - inv.counts[t].dropped, t))
+
+
+def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -> tuple[Plan, Budget, list[str]]:
+    """Checks the inputs, copies them content-addressed to `OUT/_inputs/`, and fixes the plan.
+
+    Returns:
+      The plan, the budget of its largest tile, and its tiles.
+
+    Raises:
+      BadInput: anything that can be known before work starts.
+    """
+    model = open_model(model_path)
+    inv = inventory.read_header(inv_path)
+    check_sources(model, inv)
+    check_tiles(inv, options.tiles)
+    list(blocks_of(inv.tiles[0], options.block_px))  # refuses a bad size
+    engine_of(options.runner, options.workers)
+    if options.device == "auto" and options.runner != "local":
+        raise BadInput(
+            f"--device auto with --runner {options.runner}: say cpu or cuda, the workers are not this machine"
+        )
+    provider = provider_for(options.device)
+    tiles = sorted(set(options.tiles) or set(inv.tiles))
+    if options.region is not None:
+        touched = set(tiles_of(options.region))
+        tiles = [t for t in tiles if t in touched]
+        if not tiles:
+            raise BadInput(f"the region touches none of the tiles of {inv_path} ({', '.join(inv.tiles[:8])})")
+    store = open_store(out)
+    if isinstance(store, LocalStore) and Path(store.root).exists() and not Path(store.root).is_dir():
+        raise BadInput(f"--out {out}: there is a file of that name")
+    record = product_record(model.name, model.sha256, model.profile)
+    threads = max(1, cores() // options.workers)
+    plan = Plan(
+        run=f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
+        out=store.url,
+        period=inv.period.name,
+        model_name=model.name,
+        model_sha256=model.sha256,
+        inventory=inv.digest,
+        product=digest_of(record),
+        tiles="" if tiles == list(inv.tiles) else digest_of(tiles),
+        region=region_digest(options.region),
+        block_px=options.block_px,
+        micro_batch_px=MICRO_BATCH_PX[provider],
+        provider=provider,
+        threads=threads,
+        readers=options.readers,
+        memory_bytes=int(options.memory_gib * 2**30),
+        max_failures=options.max_failures,
+        force=options.force,
+        preview="",
+        version=software_version(),
+    )
+    worst = inventory.read_tile(inv_path, worst_tile(inv, tiles))
+    budget = budget_of(plan, model, worst)
+    try:
+        check_product(store, record)
+        plan = _deposit(store, plan, model, Path(inv_path), tiles, options.region)
+    except OSError as e:
+        raise BadInput(f"--out {out}: it cannot be written to ({e.strerror})") from None
+    return plan, budget, tiles
+
+
+def _deposit(store: Store, plan: Plan, model: ModelFile, inv: Path, tiles: list[str], region: Region | None) -> Plan:
+    """Puts what the workers need under `_inputs/`, under names that say what is in them."""
+    store.put_if_absent(f"_inputs/{model.sha256}.onnx", model.path.read_bytes())
+    kept = f"_inputs/{plan.inventory}.parquet"
+    if not store.put_if_absent(kept, data := inv.read_bytes()) and store.get(kept) != data:
+        store.replace(kept, data)  # the same scenes, but the catalogue lies elsewhere now
+    if plan.tiles:
+        store.put_if_absent(f"_inputs/{plan.tiles}.tiles.json", json.dumps(tiles).encode())
+    if region is not None:
+        store.put_if_absent(f"_inputs/{plan.region}.region.geojson", shapely.to_geojson(region.shape).encode())
+    colours = f"_inputs/{model.sha256[:16]}.preview.json"
+    if store.stat(colours) is None:
+        session = Session(str(model.path), plan.provider, plan.threads)
+        store.put_if_absent(colours, colours_of(session, model.profile, plan.micro_batch_px).to_json())
+    return dataclasses.replace(plan, preview=model.sha256[:16])
+
+
+def embed(
+    inv_path: str,
+    model_path: str,
+    out: str,
+    options: EmbedOptions,
+    command: str,
+    say: Callable[[str], None],
+    bars: bool,
+) -> dict[str, Any]:
+    """Runs the main job.
+
+    Args:
+      command: as the user typed it, for the run's record. say: takes lines for the log. bars: whether to draw progress.
+
+    Returns:
+      The summary: counts, seconds, what failed.
+
+    Raises:
+      BadInput: before any work.
+    """
+    plan, budget, tiles = make_plan(inv_path, model_path, out, options)
+    engine = engine_of(options.runner, options.workers)
+    store = open_store(plan.out)
+    say(f"{len(tiles)} tiles, period {plan.period}, {plan.model_name} on {device_kind(plan.provider)}")
+    say(memory_words(budget, options.workers))
+    store.replace(f"_runs/{plan.run}/plan.json", plan.to_json().encode())
+    began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
+    expected = sum(_blocks_of(plan, tile, options.region) for tile in tiles)
+    with Progress(store, plan.run, expected, say, bars):
+        pipeline = beam.Pipeline(options=engine.options(options.beam_args))
+        _ = pipeline | EmbedTiles(plan)
+        pipeline.run().wait_until_finish()
+    return _record(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
+
+
+def _blocks_of(plan: Plan, tile: str, region: Region | None) -> int:
+    return len(tasks_of(tile, "", clip_of(region, tile) if region else None, plan.block_px))
+
+
+def memory_words(budget: Budget, workers: int) -> str:
+    """The budget as a line."""
+    parts = ", ".join(f"{name} {n / 2**20:,.0f}" for name, n in budget.parts_bytes)
+    total = budget.total_bytes / 2**30
+    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); strips of {budget.strip_px} rows"
+
+
+def _record(
+    store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
+) -> dict[str, Any]:
+    """Writes and returns what became of a run."""
+    totals: Counter[str] = Counter()
+    for name in store.names(f"_runs/{plan.run}/blocks"):
+        block = json.loads(store.get(name))
+        totals[f"blocks_{block['status']}"] += 1
+        totals["pixels"] += block["counts"].get("embedded", 0)
+    here = {(f["tile"], f["period"]) for f in failures(store)}
+    failed = [f for f in failures(store) if f["tile"] in tiles and f["period"] == plan.period]
+    done = totals["blocks_done"]
+    unfinished = sorted({t for t, p in here if p == plan.period and t in tiles})
+    summary = {
+        "format": "tessera-beam/run",
+        "version": 1,
+        "run": plan.run,
+        "started": began.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "seconds": round(seconds, 2),
+        "command": command,
+        "model": plan.model_name,
+        "inventory": plan.inventory,
+        "period": plan.period,
+        "runner": "local",
+        "device": device_kind(plan.provider),
+        "out": plan.out,
+        "totals": {
+            "tiles": len(tiles),
+            "blocks": expected,
+            "blocks_done": done,
+            "blocks_failed": len(failed),
+            "blocks_skipped": max(0, expected - done - totals["blocks_failed"]),
+            "pixels": totals["pixels"],
+            "tiles_published": sum(
+                store.stat(f"{plan.period}/{t}/{t}_{plan.period}_{plan.model_name}.json") is not None for t in tiles
+            ),
+        },
+        "unfinished": unfinished,
+        "failures": [
+            {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]
+        ],
+    }
+    store.replace(f"_runs/{plan.run}/run.json", json.dumps(summary, indent=1, sort_keys=True).encode())
+    return summary
+
+
+def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Embeds a d-pixel folder in the published layout; writes `<name>.npy` and `<name>_scales.npy`.
+
+    Pixels without a valid optical observation get -128 and NaN.
+
+    Raises:
+      BadInput: a model or folder that cannot be used.
+    """
+    model = open_model(model_path)
+    source = Path(folder)
+    pixels = dpixels.load(source, warn)
+    provider = provider_for(device)
+    session = Session(str(model.path), provider)
+    begun = time.perf_counter()
+    codes, scale = encode_window(session, model.profile, pixels, None, MICRO_BATCH_PX[provider])
+    seconds = time.perf_counter() - begun
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"--out {out}: there is a file of that name")
+    name = source.resolve().name
+    store = open_store(out)
+    for file, array in ((f"{name}.npy", codes), (f"{name}_scales.npy", scale)):
+        with store.writer(file) as f:
+            np.save(f, array, allow_pickle=False)
+    embedded = int(np.isfinite(scale).sum())
+    return {
+        "codes": str(target / f"{name}.npy"),
+        "scales": str(target / f"{name}_scales.npy"),
+        "shape": list(codes.shape),
+        "pixels": int(scale.size),
+        "embedded": embedded,
+        "no_optical": int(scale.size) - embedded,
+        "model": model.name,
+        "device": device_kind(provider),
+        "seconds": round(seconds, 2),
+    }
+
+
+def dry_run(inv_path: str, model_path: str, out: str, options: EmbedOptions) -> dict[str, Any]:
+    """What `embed` would do: everything is checked, nothing is read or encoded.
+
+    Raises:
+      BadInput: as `embed`.
+    """
+    plan, budget, tiles = make_plan(inv_path, model_path, out, options)
+    tasks = [plan_tile(plan, tile) for tile in tiles]
+    return {
+        "tiles": len(tiles),
+        "tiles_to_do": sum(bool(t) for t in tasks),
+        "tiles_published": sum(not t for t in tasks),
+        "blocks": sum(len(t) for t in tasks),
+        "device": device_kind(plan.provider),
+        "memory": memory_words(budget, options.workers),
+        "memory_per_worker_bytes": budget.total_bytes,
+        "beam_options": engine_of(options.runner, options.workers).flags(options.beam_args),
+        "plan": dataclasses.asdict(plan),
+    }
+
+
+def incomplete(summary: dict[str, Any]) -> bool:
+    """Whether something that was asked for is not published."""
+    return bool(summary["totals"]["tiles_published"] < summary["totals"]["tiles"] or summary["failures"])

@@ -1,0 +1,89 @@
+"""The status verb: what an output folder holds, what is missing and what failed."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from model.errors import BadInput
+from pipeline.finish import failures, published
+from transforms.inventory import read_header
+from transforms.receipts import DONE, FAILED
+from transforms.storage import LocalStore, Store, open_store
+
+
+def opened(out: str) -> tuple[Store, dict[str, Any]]:
+    """The store and the product record of an output folder.
+
+    Raises:
+      BadInput: it is none.
+    """
+    store = open_store(out)
+    try:
+        return store, json.loads(store.get("_inputs/product.json"))
+    except FileNotFoundError:
+        raise BadInput(f"{out} is not an output folder of tessera-beam: it has no _inputs/product.json") from None
+
+
+def wanted_tiles(store: Store) -> dict[str, set[str]]:
+    """Period -> tiles that any run was asked for."""
+    wanted: dict[str, set[str]] = {}
+    for run in store.folders("_runs"):
+        try:
+            plan = json.loads(store.get(f"{run}/plan.json"))
+        except FileNotFoundError:
+            continue
+        if plan["tiles"]:
+            tiles = json.loads(store.get(f"_inputs/{plan['tiles']}.tiles.json"))
+        else:
+            assert isinstance(store, LocalStore), "only local folders are opened (storage.open_store)"
+            tiles = read_header(store.path(f"_inputs/{plan['inventory']}.parquet")).tiles
+        wanted.setdefault(plan["period"], set()).update(tiles)
+    return wanted
+
+
+def status(out: str) -> dict[str, Any]:
+    """State of every tile: published, or how many blocks are done and failed.
+
+    Raises:
+      BadInput: not an output folder.
+    """
+    store, product = opened(out)
+    items = {
+        (i["properties"]["tessera:period"], i["properties"]["tessera:tile"]): i
+        for i in published(store, product["model"])
+    }
+    rows = []
+    for period, tiles in sorted(wanted_tiles(store).items()):
+        for tile in sorted(tiles):
+            blocks: Counter[str] = Counter()
+            for revision in store.folders(f"_work/{period}/{tile}"):
+                for desk in store.folders(revision):
+                    blocks.update(_kinds(store.names(desk)))
+            item = items.get((period, tile))
+            state = (
+                "published" if item else ("failed" if blocks[FAILED] else "unfinished" if blocks[DONE] else "missing")
+            )
+            counts = item["properties"]["tessera:counts"] if item else {}
+            rows.append(
+                {
+                    "period": period,
+                    "tile": tile,
+                    "state": state,
+                    "blocks_done": blocks[DONE],
+                    "blocks_failed": blocks[FAILED],
+                    "embedded": counts.get("embedded", 0),
+                    "revision": item["properties"]["tessera:revision"][:8] if item else "",
+                }
+            )
+    return {
+        "out": out,
+        "model": product["model"],
+        "states": dict(sorted(Counter(r["state"] for r in rows).items())),
+        "tiles": rows,
+        "failures": failures(store),
+    }
+
+
+def _kinds(names: list[str]) -> list[str]:
+    """The statuses that stand in the names of receipts."""
+    return [kind for n in names for kind in (DONE, FAILED) if n.endswith(f".{kind}.json")]

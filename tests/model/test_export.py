@@ -1,0 +1,166 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from model import parity
+from model.checkpoints import Checkpoint, args_of, load_v2
+from model.encoders import encoder_of
+from model.errors import BadInput
+from model.export import export, run_torch
+from model.modelfile import open_model
+from model.profile import profile_for
+from model.quantise import quantise
+from model.weights import EncoderSizes
+from pipeline.demo import untrained
+
+GOLDEN = Path(__file__).parents[2] / "../shared/golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
+SIZES = [
+    EncoderSizes(width=16, layers=2, heads=2, feed_forward=24, hidden=20, native_dims=12, qk_norm=False),
+    EncoderSizes(width=24, layers=1, heads=3, feed_forward=8, hidden=12, native_dims=10, qk_norm=True),
+    EncoderSizes(width=8, layers=1, heads=1, feed_forward=8, hidden=16, native_dims=128, qk_norm=False),
+]
+
+
+def checkpoint_of(sizes, seed=1):
+    return Checkpoint(untrained.random_weights(sizes, seed), sizes, args_of(sizes))
+
+
+def exported(tmp_path, sizes, dims=None, name="m.onnx"):
+    profile = profile_for("v2", sizes.native_dims, dims)
+    return export(checkpoint_of(sizes), profile, "v2", {"kind": "import", "family": "v2"}, tmp_path / name)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 8, 256), (9, 256, 1), (40, 11, 23)])
+def test_the_file_gives_what_pytorch_gives(tmp_path, sizes, size):
+    model = exported(tmp_path, sizes)
+    network = encoder_of(checkpoint_of(sizes).tensors, sizes, model.profile)
+    inputs = parity.inputs_of(*size, seed=99)
+    measured = parity.distance([parity.Session(model.path.read_bytes()).run(inputs)], [run_torch(network, inputs)])
+    assert measured.error_per_rms <= parity.MAX_ERROR_PER_RMS
+    assert measured.max_code_step <= 1
+
+
+def test_codes_are_made_from_the_stored_dimensions_alone(tmp_path):
+    whole, prefix = exported(tmp_path, SIZES[2]), exported(tmp_path, SIZES[2], dims=16, name="p.onnx")
+    inputs = parity.inputs_of(20, 8, 8)
+    all_dims, kept = (parity.Session(m.path.read_bytes()).run(inputs) for m in (whole, prefix))
+    np.testing.assert_array_equal(kept.embedding, all_dims.embedding[:, :16])
+    codes, scale = quantise(all_dims.embedding[:, :16])
+    np.testing.assert_array_equal(kept.codes, codes)
+    np.testing.assert_array_equal(kept.scale, scale)
+    assert prefix.dims == 16
+
+
+def test_the_same_weights_give_the_same_bytes_wherever_they_are_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    a, b = exported(tmp_path, SIZES[0]), exported(tmp_path / "elsewhere", SIZES[0], name="other.onnx")
+    assert a.path.read_bytes() == b.path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["m.onnx"]
+
+
+def test_nothing_in_the_file_tells_of_the_machine_that_made_it(tmp_path):
+    model = exported(tmp_path, SIZES[0])
+    content = model.path.read_bytes()
+    for word in (str(tmp_path), str(Path(__file__).parents[2]), os.sep + "site-packages", ".py"):
+        assert word.encode() not in content
+    proto = onnx.load(model.path)
+    assert not proto.doc_string
+    assert not any(n.doc_string or n.metadata_props for n in proto.graph.node)
+
+
+def test_the_file_carries_its_contract_and_proof(tmp_path):
+    model = exported(tmp_path, SIZES[0])
+    props = {p.key: p.value for p in onnx.load(model.path).metadata_props}
+    assert json.loads(props["tessera_beam"]) == {"format": "tessera-beam/model", "version": 1}
+    assert props["profile"] == profile_for("v2", 12).to_json()
+    assert json.loads(props["origin"]) == {"kind": "import", "family": "v2"}
+    assert props["name"] == f"v2-{props['weights_sha256'][:8]}"
+    assert model.parity["max_abs_error"] <= parity.MAX_ERROR_PER_RMS
+    assert model.parity["codes"] == sum(n for n, _, _ in parity.SIZES) * 12
+
+
+def test_a_profile_of_another_width_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(BadInput, match="profile v2 has 64 dimensions, the weights 12"):
+        export(checkpoint_of(SIZES[0]), profile_for("v2", 64), "v2", {}, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"no folder .*gone"):
+        exported(tmp_path / "gone", SIZES[0])
+
+
+def test_the_shipped_model_is_the_one_that_its_script_makes(tmp_path):
+    untrained.write(tmp_path / "m.onnx")
+    made, shipped = open_model(tmp_path / "m.onnx"), open_model(untrained.MODEL)
+    assert made.weights_sha256 == shipped.weights_sha256
+    assert made.graph_digest == shipped.graph_digest
+    assert (made.name, made.profile, made.origin) == (shipped.name, shipped.profile, shipped.origin)
+
+
+def chosen(n):
+    """Rows of the v2 sampler for n valid observations, by the rule's words."""
+    length = min(256, max(8, -(-n // 8) * 8))
+    if n > 256:
+        return [int(i * (n - 1) / 255) for i in range(256)]
+    rows, extra = list(range(n)), length - n
+    if extra <= n:
+        groups = np.array_split(np.arange(n), extra) if extra else []
+        return rows + [int(g[len(g) // 2]) for g in groups]
+    return rows + [i % n for i in range(extra)]
+
+
+def pixel_inputs(tile, row, col):
+    """One pixel of a d-pixel directory as the file's inputs, or None without a valid optical observation."""
+    seen = np.flatnonzero(tile["masks"][:, row, col])
+    if not len(seen):
+        return None
+    s2 = seen[chosen(len(seen))]
+    s1, orbit, doy = [np.empty((0, 2), np.int16)], [], []
+    for number, name in enumerate(("ascending", "descending")):
+        series = tile[f"sar_{name}"][:, row, col]
+        valid = (series != 0).any(-1)
+        s1.append(series[valid].astype(np.int16))
+        doy += tile[f"sar_{name}_doy"][valid].tolist()
+        orbit += [number] * int(valid.sum())
+    if doy:
+        keep = chosen(len(doy))
+        rows, orbit, doy = np.concatenate(s1)[keep], np.array(orbit)[keep], np.array(doy)[keep]
+    else:
+        rows, orbit, doy = np.zeros((1, 2)), np.zeros(1), np.zeros(1)
+    return {
+        "s2": tile["bands"][s2, row, col][None].astype(np.uint16),
+        "s2_doy": tile["doys"][s2][None].astype(np.int16),
+        "s1": rows[None].astype(np.int16),
+        "s1_orbit": orbit[None].astype(np.uint8),
+        "s1_doy": doy[None].astype(np.int16),
+    }
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["v2", "v2-qknorm"])
+def test_an_imported_checkpoint_gives_the_codes_of_the_reference_for_a_tile(tmp_path, name):
+    loaded = load_v2(GOLDEN / f"{name}.pt")
+    model = export(loaded, profile_for("v2", loaded.sizes.native_dims), "v2", {}, tmp_path / "m.onnx")
+    session = parity.Session(model.path.read_bytes())
+    folder = GOLDEN / f"tile_{name}"
+    tile = {f.stem: np.load(f) for f in folder.glob("*.npy")}
+    expected = np.load(folder / "expected.npz")
+    steps, scales = [], []
+    for row, col in np.ndindex(*tile["masks"].shape[1:]):
+        inputs = pixel_inputs(tile, row, col)
+        if inputs is None:
+            continue
+        run = session.run(inputs)
+        steps.append(np.abs(run.codes[0].astype(int) - expected["codes"][row, col]))
+        scales.append(abs(run.scale[0] - expected["scales"][row, col]))
+    assert len(steps) > 100
+    assert np.mean(np.array(steps) == 0) >= 0.9998
+    assert np.max(steps) <= 1
+    assert max(scales) <= 1e-5

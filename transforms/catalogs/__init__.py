@@ -1,0 +1,1 @@
+"""Catalogues: what each provider's records mean, one table of facts a module, and how they are searched."""

@@ -1,0 +1,356 @@
+"""D-pixels: a window's year of Sentinel-2 and Sentinel-1, masked, in the published layout."""
+
+import dataclasses
+import datetime as dt
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import BadInput
+from model.profile import Profile
+from transforms.grid import Tile
+from transforms.read import (
+    Patch,
+    ReadError,
+    bilinear,
+    centres_in,
+    halo_px,
+    nearest,
+    nearest_across,
+    read_for,
+)
+from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Asset, Scene
+
+
+@dataclasses.dataclass(frozen=True)
+class DPixels:
+    """All observations of a window of H x W pixels; what `bands.npy` and its siblings hold.
+
+    Attributes:
+      bands: (T, H, W, 10) uint16 DN after the offset rule, order of the profile, by date. Where `masks` is 0 the
+        value is that of the day's first scene and means nothing.
+      masks: (T, H, W) uint8, 1 = valid.
+      doys: (T,) uint16 day of year, 1..366.
+      sar_ascending, sar_descending: (T, H, W, 2) int16 scaled VV, VH by date; 0 = no data.
+      sar_ascending_doy, sar_descending_doy: (T,) int16.
+    """
+
+    bands: NDArray[np.uint16]
+    masks: NDArray[np.uint8]
+    doys: NDArray[np.uint16]
+    sar_ascending: NDArray[np.int16]
+    sar_ascending_doy: NDArray[np.int16]
+    sar_descending: NDArray[np.int16]
+    sar_descending_doy: NDArray[np.int16]
+
+
+LAYOUT = tuple(f.name for f in dataclasses.fields(DPixels))  # the file names of the published layout, less `.npy`
+
+
+@dataclasses.dataclass(frozen=True)
+class OpticalLayer:
+    """One S2 scene over a window, native: its scene classes and the profile's bands."""
+
+    scene: Scene
+    scl: Patch
+    bands: tuple[Patch, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """What was read for a window of a tile, at native resolution.
+
+    Attributes:
+      tile: it belongs to. `rows`, `cols`: the 10 m pixels that were read; empty ranges where nothing is valid.
+      days: S2 by UTC date: (day of year, layers in the order in which they win).
+      passes: S1 by UTC date and orbit, dates ascending: (orbit, day of year, (H, W, 2) int16).
+    """
+
+    tile: Tile
+    rows: range
+    cols: range
+    days: tuple[tuple[int, tuple[OpticalLayer, ...]], ...]
+    passes: tuple[tuple[str, int, NDArray[np.int16]], ...]
+
+
+def scale_s1(power: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Linear gamma0 to the stored int16: trunc(clip((20 log10 x + 50) * 200, 0, 32767)); x <= 0 or NaN gives 0.
+
+    20 log10 of a power is twice its decibels; the weights were trained on it (trap T20). In float64, as the reference
+    does for RTC: float32 changes some values by 1.
+    """
+    x = power.astype(np.float64)
+    good = x > 0
+    y = np.zeros(x.shape, np.float64)
+    np.log10(x, out=y, where=good)
+    y = np.where(good, (20 * y + 50) * 200, 0)
+    return np.clip(y, 0, 32767).astype(np.int16)
+
+
+def _ordered(scenes: Iterable[Scene], sensor: str) -> list[Scene]:
+    return sorted((s for s in scenes if s.sensor == sensor and s.kept), key=lambda s: s.order)
+
+
+def read_stack(
+    scenes: Sequence[Scene],
+    roots: dict[str, str],
+    profile: Profile,
+    tile: Tile,
+    rows: range,
+    cols: range,
+    pool: Executor,
+    wanted: NDArray[np.bool_] | None = None,
+) -> Stack:
+    """Reads a window of a tile: scene classes first, then the rest of the scenes of which a pixel is valid.
+
+    Args:
+      scenes: the tile's rows of the inventory. roots: source name -> root of its relative hrefs.
+      pool: runs the reads; one task a scene.
+      wanted: (H, W) pixels to be embedded. The other files are then read only for the box of those among them that
+        have a valid optical observation: without one there is no embedding, whatever the radar saw. None reads all of
+        the window.
+
+    Returns:
+      The stack; its rows and cols are that box, or the whole window without `wanted`.
+
+    Raises:
+      ReadError: the first file that cannot be read.
+    """
+    s2 = _ordered(scenes, S2)
+    s1 = _ordered(scenes, S1)
+    classes = _all_of(pool, [(_read_classes, s, roots[s.source], tile, rows, cols) for s in s2])
+    valid = [_valid(scl, profile, tile, rows, cols) for scl in classes]
+    if wanted is not None:
+        rows, cols, inner = _box(valid, wanted, rows, cols)
+        if not rows:
+            return Stack(tile, rows, cols, (), ())
+        valid = [None if v is None or not v[inner].any() else v for v in valid]
+    seen = [(s, scl) for s, scl, v in zip(s2, classes, valid, strict=True) if v is not None]
+    bands = _all_of(pool, [(_read_bands, s, roots[s.source], profile, tile, rows, cols) for s, _ in seen])
+    layers = [OpticalLayer(s, scl, b) for (s, scl), b in zip(seen, bands, strict=True)]
+    layers.sort(key=lambda x: (x.scene.day, x.scene.order))
+    days = tuple((day.timetuple().tm_yday, tuple(group)) for day, group in itertools.groupby(layers, _day_of_layer))
+    return Stack(tile, rows, cols, days, _read_passes(s1, roots, tile, rows, cols, pool))
+
+
+def _all_of(pool: Executor, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The results of (function, arguments ..) in order; the first error cancels what has not begun."""
+    tasks = [pool.submit(*call) for call in calls]
+    try:
+        return [t.result() for t in tasks]
+    finally:
+        for t in tasks:
+            t.cancel()
+
+
+def _box(
+    valid: list[NDArray[np.bool_] | None], wanted: NDArray[np.bool_], rows: range, cols: range
+) -> tuple[range, range, tuple[slice, slice]]:
+    """The smallest window with every pixel that is wanted and valid in a scene, and where it lies in rows x cols."""
+    seen = np.zeros(wanted.shape, bool)
+    for v in valid:
+        if v is not None:
+            seen |= v
+    seen &= wanted
+    y, x = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if not len(y):
+        return range(0), range(0), (slice(0, 0), slice(0, 0))
+    inner = slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+    return rows[inner[0]], cols[inner[1]], inner
+
+
+def _day_of_layer(layer: OpticalLayer) -> dt.date:
+    return layer.scene.day
+
+
+def _asset(scene: Scene, band: str) -> Asset:
+    asset = scene.asset(band)
+    if asset is None:
+        raise ReadError(scene.id, band, "the scene has no such asset")
+    return asset
+
+
+def _read_classes(scene: Scene, root: str, tile: Tile, rows: range, cols: range) -> Patch:
+    return read_for(scene, _asset(scene, "SCL"), root, tile, rows, cols)
+
+
+def _read_bands(scene: Scene, root: str, profile: Profile, tile: Tile, rows: range, cols: range) -> tuple[Patch, ...]:
+    assets = [_asset(scene, band) for band in profile.s2_bands]
+    return tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile)) for a in assets)
+
+
+def _valid(scl: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.bool_] | None:
+    """(H, W) True where the scene class is none of the masked ones, None where it is nowhere.
+
+    Outside the file, and where the file has nodata, the class counts as 0.
+    """
+    table = np.ones(256, bool)
+    table[list(profile.scl_invalid)] = False
+    # At 20 m first: most windows of a planet lie under cloud or outside the swath on most dates.
+    if not (table[0] or table[scl.data[scl.inside]].any()):
+        return None
+    valid: NDArray[np.bool_] = table[nearest(scl, tile, rows, cols, fill=0)]
+    return valid if valid.any() else None
+
+
+def _read_passes(
+    s1: list[Scene], roots: dict[str, str], tile: Tile, rows: range, cols: range, pool: Executor
+) -> tuple[tuple[str, int, NDArray[np.int16]], ...]:
+    """S1 by (date, orbit): per polarisation the first scene, in the order of the inventory, whose value is not zero."""
+    zones = sorted({a.epsg for s in s1 for a in s.assets if a.epsg != tile.epsg})
+    centres = dict(zip(zones, pool.map(lambda epsg: centres_in(tile, epsg, rows, cols), zones), strict=True))
+    read = _all_of(pool, [(_read_radar, s, roots[s.source], tile, rows, cols, centres) for s in s1])
+    merged: dict[tuple[dt.date, str], tuple[int, NDArray[np.int16]]] = {}
+    for scene, values in zip(s1, read, strict=True):
+        if values is None:
+            continue
+        key = (scene.day, scene.orbit)
+        if key not in merged:
+            merged[key] = (scene.day.timetuple().tm_yday, values)
+        else:
+            first = merged[key][1]
+            np.copyto(first, values, where=first == 0)  # VV and VH of a pixel may come from different scenes
+    return tuple((orbit, *merged[day, orbit]) for day, orbit in sorted(merged))
+
+
+def _read_radar(
+    scene: Scene,
+    root: str,
+    tile: Tile,
+    rows: range,
+    cols: range,
+    centres: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> NDArray[np.int16] | None:
+    """(H, W, 2) scaled VV, VH of one scene; None when no value of it is positive, as the reference drops it."""
+    out = np.zeros((len(rows), len(cols), 2), np.int16)
+    seen = False
+    for k, band in enumerate(("VV", "VH")):
+        asset = scene.asset(band)
+        if asset is None:
+            continue
+        if asset.epsg == tile.epsg:
+            patch = read_for(scene, asset, root, tile, rows, cols)
+            power = nearest(patch, tile, rows, cols, fill=0).astype(np.float32, copy=False)
+        else:
+            power = nearest_across(scene, asset, root, centres[asset.epsg], fill=0)
+        if (power > 0).any():
+            seen = True
+            out[..., k] = scale_s1(power)
+    return out if seen else None
+
+
+def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
+    """The d-pixels of some rows of a stack: mosaic by day, offset, masks, series.
+
+    Args:
+      rows: of the tile, within the stack's rows.
+
+    Returns:
+      DPixels of (len(rows), len(stack.cols)) pixels. A date without a valid pixel in these rows is still there.
+    """
+    H, W = len(rows), len(stack.cols)
+    T = len(stack.days)
+    bands = np.zeros((T, H, W, len(profile.s2_bands)), np.uint16)
+    masks = np.zeros((T, H, W), bool)
+    for t, (_, layers) in enumerate(stack.days):
+        for n, layer in enumerate(layers):
+            valid = _valid(layer.scl, profile, stack.tile, rows, stack.cols)
+            if n and valid is None:
+                continue
+            wins = masks[t] if valid is None else valid & ~masks[t]
+            for k, patch in enumerate(layer.bands):
+                value = bilinear(patch, stack.tile, rows, stack.cols)
+                if offset := layer.scene.offset_dn:
+                    np.subtract(value, np.uint16(offset), out=value, where=value >= offset)
+                # The first layer lies below the whole day, so that what is never valid is the same in every run.
+                if n == 0:
+                    bands[t, ..., k] = value
+                else:
+                    np.copyto(bands[t, ..., k], value, where=wins)
+            if valid is not None:
+                masks[t] |= valid
+    first = rows.start - stack.rows.start
+    window = slice(first, first + H)
+    radar = {}
+    for orbit in (ASCENDING, DESCENDING):
+        passes = [(doy, v[window]) for o, doy, v in stack.passes if o == orbit]
+        radar[orbit] = (
+            np.stack([v for _, v in passes]) if passes else np.zeros((0, H, W, 2), np.int16),
+            np.array([doy for doy, _ in passes], np.int16),
+        )
+    return DPixels(
+        bands,
+        masks.view(np.uint8),
+        np.array([doy for doy, _ in stack.days], np.uint16),
+        radar[ASCENDING][0],
+        radar[ASCENDING][1],
+        radar[DESCENDING][0],
+        radar[DESCENDING][1],
+    )
+
+
+def save(pixels: DPixels, folder: Path) -> None:
+    """Writes the published layout, one `.npy` an array."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LAYOUT:
+        np.save(folder / f"{name}.npy", getattr(pixels, name), allow_pickle=False)
+
+
+def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
+    """Reads the published layout.
+
+    A missing orbit is taken as (0, H, W, 2), with a word to `warn`. Everything else must be there: the reference takes
+    missing masks and days for all-valid or day 0 (traps T16, T17).
+
+    Raises:
+      BadInput: files missing, unreadable, of wrong dtype or shape, days outside 1..366.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"--dpixels {folder}: no such folder")
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name in LAYOUT:
+        path = folder / f"{name}.npy"
+        if path.exists():
+            try:
+                arrays[name] = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError, OSError) as e:
+                raise BadInput(f"{path}: not a whole .npy file ({e})") from None
+    for name in ("bands", "masks", "doys"):
+        if name not in arrays:
+            raise BadInput(f"{folder}: {name}.npy is missing; a d-pixel folder has {', '.join(LAYOUT)}")
+    bands = arrays["bands"]
+    if bands.ndim != 4 or bands.shape[3] != 10:
+        raise BadInput(f"{folder}/bands.npy: shape {bands.shape}; (T, H, W, 10) was expected")
+    T, H, W, _ = bands.shape
+    for orbit in (ASCENDING, DESCENDING):
+        name = f"sar_{orbit}"
+        if (name in arrays) != (f"{name}_doy" in arrays):
+            there, gone = (name, f"{name}_doy") if name in arrays else (f"{name}_doy", name)
+            raise BadInput(f"{folder}: {there}.npy without {gone}.npy")
+        if name not in arrays:
+            warn(f"{folder}: no {name}.npy; taken as an orbit without any pass")
+            arrays[name] = np.zeros((0, H, W, 2), np.int16)
+            arrays[f"{name}_doy"] = np.zeros(0, np.int16)
+    wanted = {"bands": (np.uint16, (T, H, W, 10)), "masks": (np.uint8, (T, H, W)), "doys": (np.uint16, (T,))}
+    for orbit in (ASCENDING, DESCENDING):
+        steps = arrays[f"sar_{orbit}"].shape[0]
+        wanted[f"sar_{orbit}"] = (np.int16, (steps, H, W, 2))
+        wanted[f"sar_{orbit}_doy"] = (np.int16, (steps,))
+    for name, (dtype, shape) in wanted.items():
+        a = arrays[name]
+        if a.shape != shape:
+            raise BadInput(f"{folder}/{name}.npy: shape {a.shape}, {shape} was expected")
+        if name.endswith(("doys", "_doy")):
+            if not np.issubdtype(a.dtype, np.integer) or (a.size and not (1 <= a.min() and a.max() <= 366)):
+                raise BadInput(f"{folder}/{name}.npy: days of year must be whole numbers in 1..366")
+            arrays[name] = a.astype(dtype)
+        elif name == "masks" and a.dtype == np.bool_:
+            arrays[name] = a.view(np.uint8)
+        elif a.dtype != dtype:
+            raise BadInput(f"{folder}/{name}.npy: dtype {a.dtype}, {np.dtype(dtype)} was expected")
+    return DPixels(**arrays)  # type: ignore[arg-type]

@@ -1,0 +1,400 @@
+"""Embedding a block: read, build, sample, encode, compress, receipt; whoever completes a tile publishes it."""
+
+import dataclasses
+import datetime as dt
+import functools
+import json
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from apache_beam.utils.shared import Shared
+from numpy.typing import NDArray
+
+from model.errors import BadInput
+from model.modelfile import ModelFile, open_model
+from transforms import inventory
+from transforms.dpixels import Stack, build, read_stack
+from transforms.encode import Session, WindowEncoder, device_kind, observation_counts
+from transforms.fragments import RASTERS, compress, layouts_of, part_of, reasons_of
+from transforms.grid import TILE_PX, Block, Tile, tile_of
+from transforms.memory import Budget, budget_for
+from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
+from transforms.preview import Colours, colours_from_json
+from transforms.publish import TileFacts, publish_tile, published_item, published_revision
+from transforms.read import ReadError, plain
+from transforms.receipts import DONE, FAILED, Desk, Receipt
+from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
+from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Scene
+from transforms.storage import LocalStore, Store, open_store
+
+NAMESPACE = "tessera"
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """What a process holds for a run: opened once, shared by its threads.
+
+    Attributes:
+      plan: of the run. store: its output. model: the opened file. session: on the plan's provider.
+      colours: of the preview. roots: source -> where its relative hrefs begin. frozen: when the inventory was made.
+      pool: reads files and compresses tiles; bounds the reads in flight of the whole process.
+    """
+
+    plan: Plan
+    store: Store
+    model: ModelFile
+    session: Session
+    colours: Colours
+    roots: dict[str, str]
+    frozen: str
+    pool: Executor
+
+
+def open_worker(plan: Plan) -> Worker:
+    """Opens model, session and inventory of a plan."""
+    store = open_store(plan.out)
+    model = open_model(local(store, f"_inputs/{plan.model_sha256}.onnx"))
+    head = inventory.read_header(inventory_of(plan))
+    return Worker(
+        plan,
+        store,
+        model,
+        Session(str(model.path), plan.provider, plan.threads),
+        colours_from_json(store.get(f"_inputs/{plan.preview}.preview.json")),
+        {s.name: s.root for s in head.sources},
+        head.frozen,
+        ThreadPoolExecutor(plan.readers, thread_name_prefix="read"),
+    )
+
+
+def local(store: Store, name: str) -> Path:
+    """An object as a local file."""
+    assert isinstance(store, LocalStore), "only local folders are opened (storage.open_store)"
+    return store.path(name)
+
+
+def inventory_of(plan: Plan) -> Path:
+    return local(open_store(plan.out), f"_inputs/{plan.inventory}.parquet")
+
+
+@functools.lru_cache(maxsize=4)  # a process works on one or two tiles at a time; a tile's rows are some 100 kB
+def _scenes(path: Path, tile: str) -> tuple[Scene, ...]:
+    return tuple(inventory.read_tile(path, tile))
+
+
+@functools.lru_cache(maxsize=4)
+def _clip(plan: Plan, digest: str) -> Clip | None:
+    if not digest:
+        return None
+    return Clip(open_store(plan.out).get(f"_inputs/{digest}.clip.geojson").decode())
+
+
+@functools.lru_cache(maxsize=2)
+def _region(plan: Plan) -> Region | None:
+    if not plan.region:
+        return None
+    return region_from_geojson(json.loads(open_store(plan.out).get(f"_inputs/{plan.region}.region.geojson")))
+
+
+def plan_tile(plan: Plan, tile: str) -> tuple[BlockTask, ...]:
+    """The blocks that a tile still needs: none when its revision is published.
+
+    Pixels that were embedded for another region stay: the new revision covers both. Publishing the new region alone
+    would take the old one's pixels away.
+    """
+    store = open_store(plan.out)
+    item = published_item(store, tile, plan.period, plan.model_name)
+    properties = item.get("properties", {})
+    region = _region(plan)
+    clip = clip_of(region, tile) if region else None
+    if clip is not None and properties:
+        clip = _joined(clip, _clip(plan, properties.get("tessera:clip", {}).get("digest", "")), tile)
+    if clip is not None:
+        store.put_if_absent(f"_inputs/{clip.digest}.clip.geojson", clip.geojson.encode())
+    scenes = inventory.tile_digest(list(_scenes(inventory_of(plan), tile)))
+    revision = revision_of(plan.product, tile, plan.period, scenes, clip.digest if clip else "")
+    if properties.get("tessera:revision") == revision and not plan.force:
+        return ()
+    return tasks_of(tile, revision, clip, plan.block_px)
+
+
+def _joined(clip: Clip, earlier: Clip | None, tile: str) -> Clip | None:
+    """What a tile holds when `clip` is added to `earlier` (None: the whole tile); `earlier` where that is all."""
+    if earlier is None:
+        return None
+    both = union_clips(clip, earlier)
+    whole = (tile, 0, 0, TILE_PX, TILE_PX)
+    # By pixels: a union can have other corners than the clip that already covers it.
+    return earlier if np.array_equal(both.mask(*whole), earlier.mask(*whole)) else both
+
+
+def budget_of(plan: Plan, model: ModelFile, scenes: Iterable[Scene]) -> Budget:
+    """How a block of a tile with these scenes is walked. Raises BadInput when it does not fit the plan's memory."""
+    kept = [s.sensor for s in scenes if s.kept]
+    return budget_for(
+        block_px=plan.block_px,
+        s2_scenes=kept.count(S2),
+        s1_scenes=kept.count(S1),
+        dims=model.profile.dims,
+        readers=plan.readers,
+        micro_batch_px=plan.micro_batch_px,
+        widest=max(model.encoder.feed_forward, 3 * model.encoder.width),
+        limit_bytes=plan.memory_bytes,
+    )
+
+
+@dataclasses.dataclass
+class _Made:
+    """A block in the making: codes (H, W, dims) or None for nothing, scale (H, W), counts (H, W, 3), reasons (H, W), and figures."""
+
+    codes: NDArray[np.int8] | None
+    scale: NDArray[np.float32]
+    counts: NDArray[np.uint16]
+    reasons: NDArray[np.uint8]
+    figures: dict[str, int]
+    timings_s: dict[str, float]
+
+
+def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bool_], budget: Budget) -> _Made:
+    """Codes of a block, walked in strips: the next strip is read while this one is built and encoded.
+
+    Raises:
+      ReadError: a file of the block cannot be read.
+    """
+    profile = worker.model.profile
+    scenes = _scenes(inventory_of(worker.plan), tile.name)
+    strips = [
+        range(r, min(r + budget.strip_px, block.row_px + block.height_px))
+        for r in range(block.row_px, block.row_px + block.height_px, budget.strip_px)
+    ]
+    cols = range(block.col_px, block.col_px + block.width_px)
+    counts = np.zeros((block.height_px, block.width_px, 3), np.uint16)
+    timings = {"read": 0.0, "build": 0.0, "encode": 0.0}
+    dates = dict.fromkeys(("s2_dates", "s1_ascending_dates", "s1_descending_dates"), 0)
+
+    def read(rows: range) -> Stack:
+        begun = time.perf_counter()
+        inside = wanted[rows.start - block.row_px : rows.stop - block.row_px]
+        stack = read_stack(scenes, worker.roots, profile, tile, rows, cols, worker.pool, inside)
+        timings["read"] += time.perf_counter() - begun  # one reader thread a block: nobody else adds to it
+        return stack
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="strip") as ahead,
+        WindowEncoder(worker.session, profile, block.height_px, block.width_px, worker.plan.micro_batch_px) as encoder,
+    ):
+        coming = ahead.submit(read, strips[0])
+        for n, strip in enumerate(strips):
+            stack = coming.result()
+            if n + 1 < len(strips):
+                coming = ahead.submit(read, strips[n + 1])
+            for key, n in _dates(stack).items():
+                dates[key] = max(dates[key], n)
+            for start in range(stack.rows.start, stack.rows.stop, budget.build_px):
+                begun = time.perf_counter()
+                rows = range(start, min(start + budget.build_px, stack.rows.stop))
+                pixels = build(stack, profile, rows)
+                row, col = rows.start - block.row_px, stack.cols.start - block.col_px
+                window = slice(row, row + len(rows)), slice(col, col + len(stack.cols))
+                seen = observation_counts(pixels)
+                there = wanted[window] & (seen[..., 0] > 0)
+                counts[window] = np.where(there[..., None], seen, 0)
+                encoder.add(pixels, there, row, col)
+                timings["build"] += time.perf_counter() - begun
+        encoder.finish()
+        timings["encode"] = encoder.encode_s
+        tokens = encoder.tokens
+    reasons = reasons_of(counts, wanted)
+    there = wanted & (counts[..., 0] > 0)
+    figures = {
+        "pixels": int(wanted.size),
+        "embedded": int(there.sum()),
+        "no_optical": int((wanted & ~there).sum()),
+        "no_radar": int((there & (counts[..., 1:] == 0).all(-1)).sum()),
+        "outside": int((~wanted).sum()),
+        "tokens": tokens,
+        **dates,
+    }
+    return _Made(None if encoder.empty else encoder.codes, encoder.scale, counts, reasons, figures, timings)
+
+
+def _dates(stack: Stack) -> dict[str, int]:
+    """Observation dates of a stack, as a receipt counts them."""
+    orbits = [orbit for orbit, _, _ in stack.passes]
+    return {
+        "s2_dates": len(stack.days),
+        "s1_ascending_dates": orbits.count(ASCENDING),
+        "s1_descending_dates": orbits.count(DESCENDING),
+    }
+
+
+def embed_block(worker: Worker, task: BlockTask) -> Receipt:
+    """Makes one block, or finds it made; writes its fragments, then its receipt.
+
+    Returns:
+      The receipt, `DONE` or `FAILED`. A block that has ended its worker twice is failed without a third attempt.
+    """
+    plan, store, block = worker.plan, worker.store, task.block
+    desk, began, clock = desk_of(plan, task), _now(), time.perf_counter()
+    if found := made(store, desk, block, device_kind(plan.provider)):
+        return found
+    tile = tile_of(block.tile)
+    head = Receipt(
+        tile.name, plan.period, task.revision, block.row_px, block.col_px, block.height_px, block.width_px, FAILED,
+        plan=plan.blocks_made_with, device=device_kind(plan.provider), started=began, host=socket.gethostname(),
+    )  # fmt: skip
+    attempt = desk.begin(store, block.name)
+    if not attempt:
+        why = "this block ended its worker twice (killed, or out of memory); run embed again to try it once more"
+        return _leave(store, plan, desk, block, dataclasses.replace(head, reason=why, ended=_now(), attempts=2))
+    head = dataclasses.replace(head, attempts=attempt)
+    try:
+        clip = _clip(plan, task.clip)
+        wanted = (
+            np.ones((block.height_px, block.width_px), bool)
+            if clip is None
+            else clip.mask(tile.name, block.row_px, block.col_px, block.height_px, block.width_px)
+        )
+        budget = budget_of(plan, worker.model, _scenes(inventory_of(plan), tile.name))
+        made_now = embed_window(worker, tile, block, wanted, budget)
+        begun = time.perf_counter()
+        parts = _write_fragments(worker, desk, tile, block, made_now)
+        timings = made_now.timings_s | {"write": time.perf_counter() - begun, "total": time.perf_counter() - clock}
+        receipt = dataclasses.replace(
+            head,
+            status=DONE,
+            counts=made_now.figures,
+            parts=parts,
+            timings_s={k: round(v, 3) for k, v in timings.items()},
+            ended=_now(),
+        )
+    except ReadError as e:
+        receipt = dataclasses.replace(head, reason=e.reason, scene=e.scene, band=e.band, ended=_now())
+    except Exception as e:  # the border of the unit of failure: whatever a block does, the run goes on
+        receipt = dataclasses.replace(head, reason=plain(f"{type(e).__name__}: {e}"), ended=_now())
+    return _leave(store, plan, desk, block, receipt)
+
+
+def made(store: Store, desk: Desk, block: Block, device: str) -> Receipt | None:
+    """The receipt of a block that is done on this kind of device, with all of its fragments there."""
+    try:
+        receipt = desk.read(store, block.name, DONE)
+    except (FileNotFoundError, BadInput):
+        return None
+    if receipt.device != device:
+        return None
+    for key in RASTERS:
+        size = receipt.parts[key]["size_bytes"]
+        if size:
+            found = store.stat(f"{desk.folder}/{block.name}.{key}.frag")
+            if found is None or found.size_bytes != size:
+                return None
+    return receipt
+
+
+def _write_fragments(
+    worker: Worker, desk: Desk, tile: Tile, block: Block, made_now: _Made
+) -> dict[str, dict[str, object]]:
+    layouts = layouts_of(tile, worker.model.profile.dims, ())
+    m = made_now
+    tiles = compress(m.codes, m.scale, m.counts, m.reasons, worker.colours, layouts, worker.pool)
+    parts = {}
+    for key in RASTERS:
+        parts[key] = part_of(tiles[key])
+        if parts[key]["size_bytes"]:
+            with worker.store.writer(f"{desk.folder}/{block.name}.{key}.frag") as f:
+                f.writelines(tiles[key])
+    return parts
+
+
+def _leave(store: Store, plan: Plan, desk: Desk, block: Block, receipt: Receipt) -> Receipt:
+    """Writes the receipt, and what the run's own folder keeps of it: published tiles lose their receipts."""
+    desk.write(store, block.name, receipt)
+    record = {k: v for k, v in dataclasses.asdict(receipt).items() if k not in ("parts", "plan")}
+    name = f"{block.tile}_{plan.period}_{block.name}.json"
+    store.replace(f"_runs/{plan.run}/blocks/{name}", json.dumps(record, sort_keys=True).encode())
+    if receipt.status == FAILED:
+        store.replace(f"_runs/{plan.run}/failed/{name}", b"")
+    return receipt
+
+
+def publish_if_complete(worker: Worker, task: BlockTask) -> bool:
+    """Publishes the task's tile when all of its blocks are done. True when this call did it."""
+    plan, store = worker.plan, worker.store
+    clip = _clip(plan, task.clip)
+    tasks = tasks_of(task.block.tile, task.revision, clip, plan.block_px)
+    statuses = desk_of(plan, task).statuses(store)
+    if any(statuses.get(t.block.name) != DONE for t in tasks):
+        return False
+    record = None if clip is None else {"digest": clip.digest, "geometry": json.loads(clip.geojson)}
+    scenes = list(_scenes(inventory_of(plan), task.block.tile))
+    facts = TileFacts(scenes, worker.frozen, plan.inventory, record)
+    return publish_tile(store, plan, worker.model.profile, tasks, facts, plan.version)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclasses.dataclass
+class PlanTiles(beam.DoFn):
+    """Tile names to the blocks that they still need; one look at the store a tile, on the workers."""
+
+    plan: Plan
+
+    def process(self, tile: str) -> Iterator[BlockTask]:
+        tasks = plan_tile(self.plan, tile)
+        Metrics.counter(NAMESPACE, "tiles_to_do" if tasks else "tiles_published_before").inc()
+        yield from tasks
+
+
+@dataclasses.dataclass
+class EmbedBlock(beam.DoFn):
+    """Blocks to (tile, status): the whole chain in one step, so that no pixel ever leaves it.
+
+    The session and the reader pool are the process's own, shared by its threads.
+    """
+
+    plan: Plan
+    shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def setup(self) -> None:
+        self.worker: Worker = self.shared.acquire(lambda: open_worker(self.plan), tag=self.plan.run)
+
+    def process(self, task: BlockTask) -> Iterator[tuple[str, tuple[str, BlockTask]]]:
+        plan, store = self.plan, self.worker.store
+        if plan.max_failures and len(store.names(f"_runs/{plan.run}/failed")) >= plan.max_failures:
+            Metrics.counter(NAMESPACE, "blocks_not_begun").inc()
+            return
+        if published_revision(store, task.block.tile, plan.period, plan.model_name) == task.revision and not plan.force:
+            return  # a bundle that runs twice, after the first one has published
+        receipt = embed_block(self.worker, task)
+        Metrics.counter(NAMESPACE, f"blocks_{receipt.status}").inc()
+        Metrics.counter(NAMESPACE, "pixels_embedded").inc(receipt.counts.get("embedded", 0))
+        if receipt.status == DONE:
+            publish_if_complete(self.worker, task)
+        yield task.block.tile, (receipt.status, task)
+
+
+@dataclasses.dataclass
+class SweepTile(beam.DoFn):
+    """Publishes a complete tile whose publisher died. Stands behind a GroupByKey, hence after all blocks."""
+
+    plan: Plan
+    shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def process(self, element: tuple[str, Iterable[tuple[str, BlockTask]]]) -> Iterator[str]:
+        tile, outcomes = element
+        task = next(iter(outcomes))[1]
+        store = open_store(self.plan.out)
+        if published_revision(store, tile, self.plan.period, self.plan.model_name) != task.revision:
+            statuses = desk_of(self.plan, task).statuses(store)
+            if statuses and all(s == DONE for s in statuses.values()):
+                publish_if_complete(self.shared.acquire(lambda: open_worker(self.plan), tag=self.plan.run), task)
+        yield tile

@@ -1,0 +1,305 @@
+"""Encoding: d-pixels to codes, in micro-batches of one size, by one session per process."""
+
+import collections
+import dataclasses
+import functools
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import BadInput
+from model.profile import Profile
+from model.quantise import NO_DATA
+from transforms.dpixels import DPixels
+from transforms.samplers import v2_length, v2_rows
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+# Pixels in every batch that a session sees. A batch's size changes its results in the last bits (facts, checked 1),
+# so it belongs to the plan. On a CPU larger ones spill the activations out of the cache; a GPU needs them large.
+MICRO_BATCH_PX = {CPU: 256, CUDA: 4096}
+IN_FLIGHT = 3  # batches built ahead of the session
+PENDING_BYTES = 256 << 20  # token rows that wait for their batch to fill up; beyond it the largest group goes early
+
+
+def provider_for(device: str) -> str:
+    """The ONNX Runtime provider for `auto`, `cpu` or `cuda`.
+
+    Raises:
+      BadInput: onnxruntime is missing or there twice, or has not what was asked: never the CPU in place of CUDA.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BadInput("onnxruntime is not installed: pip install 'tessera-beam[cpu]' or 'tessera-beam[gpu]'") from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise BadInput("onnxruntime is broken, often by both builds at once: uninstall onnxruntime and "
+                       "onnxruntime-gpu, then install one of tessera-beam[cpu] and tessera-beam[gpu]")  # fmt: skip
+    there = onnxruntime.get_available_providers()
+    if device == "auto":
+        return CUDA if CUDA in there else CPU
+    if device not in PROVIDERS:
+        raise BadInput(f"--device {device}: it must be auto, cpu or cuda")
+    wanted = PROVIDERS[device]
+    if wanted not in there:
+        raise BadInput(f"--device {device}: this onnxruntime offers {', '.join(there)}; "
+                       "install tessera-beam[gpu] in place of [cpu] on a machine with CUDA 13")  # fmt: skip
+    return wanted
+
+
+@functools.cache
+def device_kind(provider: str) -> str:
+    """What results may depend on: provider and instruction set, or card. Same kind, same bytes."""
+    if provider == CUDA:
+        try:
+            ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+            name = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
+        except (OSError, subprocess.SubprocessError):
+            name = "unknown card"
+        return f"cuda {name.strip()}"
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        line = next((x for x in info.read_text().splitlines() if x.startswith(("flags", "Features"))), "")
+        flags = set(line.partition(":")[2].split())
+    # The sets by which ONNX Runtime's CPU kernels are chosen.
+    known = ("avx", "avx2", "avx512f", "avx512_vnni", "amx_int8", "asimd", "asimddp", "sve")
+    return " ".join(["cpu", platform.machine(), *(f for f in known if f in flags)])
+
+
+class Session:
+    """An ONNX Runtime session on one provider, or an error: never another provider in its place."""
+
+    def __init__(self, model_path: str, provider: str, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads  # 0: all cores
+        options.log_severity_level = 3  # errors; warnings of the library mean nothing to an operator
+        if provider == CUDA and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        self._session: Any = onnxruntime.InferenceSession(model_path, options, providers=[provider])
+        got = self._session.get_providers()
+        if got[0] != provider:
+            raise BadInput(f"the model was to run on {provider}, but onnxruntime took {', '.join(got)}")
+
+    def run(self, batch: "Tokens") -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Codes (N, dims) and scale (N,) of a batch."""
+        feed = {"s2": batch.s2, "s2_doy": batch.s2_doy, "s1": batch.s1, "s1_orbit": batch.s1_orbit,
+                "s1_doy": batch.s1_doy}  # fmt: skip
+        codes, scale = self._session.run(["codes", "scale"], feed)
+        return codes, scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token rows of N pixels that share t2 and t1: the model's inputs (design, section 3), and where they belong.
+
+    Attributes:
+      where: (N,) index of each pixel in the flattened window. s2 .. s1_doy: the model's inputs.
+    """
+
+    where: NDArray[np.int64]
+    s2: NDArray[np.uint16]
+    s2_doy: NDArray[np.int16]
+    s1: NDArray[np.int16]
+    s1_orbit: NDArray[np.uint8]
+    s1_doy: NDArray[np.int16]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.s2.shape[1], self.s1.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.where, self.s2, self.s2_doy, self.s1, self.s1_orbit, self.s1_doy))
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Tokens":
+        return Tokens(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+
+def _join(parts: list[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    return Tokens(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Tokens)))
+
+
+def observation_counts(pixels: DPixels) -> NDArray[np.uint16]:
+    """(H, W, 3) valid observations: S2, S1 ascending, S1 descending. Radar is there where VV or VH is not zero."""
+    return np.stack(
+        [
+            pixels.masks.sum(0, dtype=np.uint16),
+            pixels.sar_ascending.any(-1).sum(0, dtype=np.uint16),
+            pixels.sar_descending.any(-1).sum(0, dtype=np.uint16),
+        ],
+        axis=-1,
+    )
+
+
+def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile) -> Iterator[Tokens]:
+    """Samples the wanted pixels of a window and groups them by (t2, t1).
+
+    Args:
+      wanted: (H, W); each of these pixels must have a valid optical observation.
+
+    Yields:
+      Tokens, groups in ascending order of (t2, t1), pixels of a group in row-major order.
+
+    Raises:
+      BadInput: a profile whose sampler this release does not have.
+    """
+    if profile.sampler != "v2":
+        raise BadInput(f"profile {profile.name}: sampler {profile.sampler!r} is not in this release")
+    y, x = np.nonzero(wanted)
+    if not len(y):
+        return
+    valid2 = pixels.masks[:, y, x].T.astype(bool)  # (N, T2)
+    sar = np.concatenate([pixels.sar_ascending, pixels.sar_descending])  # ascending first: order is part of the rule
+    sar_doy = np.concatenate([pixels.sar_ascending_doy, pixels.sar_descending_doy])
+    orbit = np.repeat(np.array([0, 1], np.uint8), [len(pixels.sar_ascending_doy), len(pixels.sar_descending_doy)])
+    valid1 = np.asarray(sar[:, y, x].any(-1)).T  # (N, T1)
+    t2 = v2_length(valid2.sum(1))
+    t1 = v2_length(valid1.sum(1))
+    key = t2 * 1024 + t1
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    for group in np.split(order, starts[1:]):
+        n2, n1 = int(t2[group[0]]), int(t1[group[0]])
+        yy, xx = y[group][:, None], x[group][:, None]
+        rows2 = v2_rows(valid2[group], n2)
+        if valid1[group[0]].any():
+            rows1 = v2_rows(valid1[group], n1)
+            s1, s1_orbit, s1_doy = sar[rows1, yy, xx], orbit[rows1], sar_doy[rows1]
+        else:  # day 0 marks the row as absent (profile: empty_modality)
+            s1 = np.zeros((len(group), 1, 2), np.int16)
+            s1_orbit, s1_doy = np.zeros((len(group), 1), np.uint8), np.zeros((len(group), 1), np.int16)
+        yield Tokens(
+            y[group] * wanted.shape[1] + x[group],
+            pixels.bands[rows2, yy, xx],
+            pixels.doys[rows2].astype(np.int16),
+            s1,
+            s1_orbit,
+            s1_doy,
+        )
+
+
+class WindowEncoder:
+    """Encodes a window bit by bit: takes d-pixels of some rows, returns the whole window's codes at the end.
+
+    The session runs on a thread of its own while the caller reads and builds the next rows; nothing outlives the
+    `with` block. Every batch has `micro_batch_px` pixels: the last one of a group is filled up with its first pixel.
+
+    Attributes:
+      codes: (H, W, dims) int8, -128 where nothing was encoded. scale: (H, W) float32, NaN there.
+      batches, tokens, encode_s: work done so far.
+    """
+
+    def __init__(self, session: Session, profile: Profile, height_px: int, width_px: int, micro_batch_px: int) -> None:
+        self._session, self._profile, self._batch_px = session, profile, micro_batch_px
+        self._width = width_px
+        self._codes: NDArray[np.int8] | None = None
+        self.scale = np.full((height_px, width_px), np.nan, np.float32)
+        self.batches = self.tokens = 0
+        self.encode_s = 0.0
+        self._waiting: dict[tuple[int, int], list[Tokens]] = {}
+        self._running: collections.deque[tuple[NDArray[np.int64], Future[Any]]] = collections.deque()
+
+    @property
+    def codes(self) -> NDArray[np.int8]:
+        if self._codes is None:  # half a GB for a block of 2048 px, and most blocks of an ocean hold nothing
+            self._codes = np.full((*self.scale.shape, self._profile.dims), NO_DATA, np.int8)
+        return self._codes
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been encoded."""
+        return self._codes is None
+
+    def __enter__(self) -> "WindowEncoder":
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, pixels: DPixels, wanted: NDArray[np.bool_], row: int = 0, col: int = 0) -> None:
+        """Takes d-pixels whose first one lies at (row, col) of the window."""
+        for tokens in tokens_of(pixels, wanted, self._profile):
+            y, x = np.divmod(tokens.where, wanted.shape[1])
+            moved = dataclasses.replace(tokens, where=(y + row) * self._width + x + col)
+            self._waiting.setdefault(tokens.key, []).append(moved)
+            if sum(len(t) for t in self._waiting[tokens.key]) >= self._batch_px:
+                self._emit(tokens.key, flush=False)
+        while sum(t.nbytes for group in self._waiting.values() for t in group) > PENDING_BYTES:
+            self._emit(max(self._waiting, key=lambda k: sum(t.nbytes for t in self._waiting[k])), flush=True)
+
+    def finish(self) -> None:
+        """Encodes what is left. `codes` and `scale` are whole after it."""
+        for key in sorted(self._waiting):
+            self._emit(key, flush=True)
+        while self._running:
+            self._collect()
+
+    def _emit(self, key: tuple[int, int], flush: bool) -> None:
+        rows = _join(self._waiting.pop(key))
+        B = self._batch_px
+        whole = len(rows) if flush else len(rows) // B * B
+        for start in range(0, whole, B):
+            batch = rows[start : min(start + B, whole)]
+            where = batch.where
+            if len(batch) < B:
+                batch = batch[np.where(np.arange(B) < len(batch), np.arange(B), 0)]
+            while len(self._running) >= IN_FLIGHT:
+                self._collect()
+            self._running.append((where, self._thread.submit(self._run, batch)))
+            self.batches += 1
+            self.tokens += len(where) * sum(key)
+        if whole < len(rows):
+            # A copy: a slice would keep the whole group's rows alive.
+            self._waiting[key] = [rows[np.arange(whole, len(rows))]]
+
+    def _run(self, batch: Tokens) -> tuple[NDArray[np.int8], NDArray[np.float32], float]:
+        begun = time.perf_counter()
+        codes, scale = self._session.run(batch)
+        return codes, scale, time.perf_counter() - begun
+
+    def _collect(self) -> None:
+        where, future = self._running.popleft()
+        codes, scale, seconds = future.result()
+        self.encode_s += seconds
+        self.codes.reshape(-1, self.codes.shape[-1])[where] = codes[: len(where)]
+        self.scale.reshape(-1)[where] = scale[: len(where)]
+
+
+def encode_window(
+    session: Session, profile: Profile, pixels: DPixels, wanted: NDArray[np.bool_] | None, micro_batch_px: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes (H, W, dims) int8 and scale (H, W) float32 of a window held in memory.
+
+    Pixels without a valid optical observation, and those that are not wanted, get -128 and NaN.
+    """
+    seen = np.asarray(pixels.masks.any(0))
+    chosen = seen if wanted is None else wanted & seen
+    H, W = chosen.shape
+    with WindowEncoder(session, profile, H, W, micro_batch_px) as encoder:
+        encoder.add(pixels, chosen)
+        encoder.finish()
+    return encoder.codes, encoder.scale
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,360 @@
+"""The inventory: the frozen list of scenes for a run, one Parquet file with a row group per tile."""
+
+import dataclasses
+import datetime as dt
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.errors import BadInput
+from transforms.periods import Period, period_of
+from transforms.scenes import ASCENDING, DESCENDING, S2, Asset, Scene
+
+FORMAT = "tessera-beam/inventory"
+VERSION = 1  # raised when a column or a field of the metadata is added or changes its meaning; newer files are refused
+METADATA_KEY = b"tessera_beam"
+
+# Version 1: one row per (tile, scene), kept and dropped, sorted by tile, sensor, order. Columns are the fields of
+# `scenes.Scene`, assets a list of the fields of `scenes.Asset`; units are in the names.
+SCHEMA = pa.schema(
+    [
+        pa.field("tile", pa.string(), nullable=False),
+        pa.field("sensor", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("datetime", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("order", pa.int32(), nullable=False),
+        pa.field("orbit", pa.string(), nullable=False),
+        pa.field("relative_orbit", pa.int32()),
+        pa.field("platform", pa.string(), nullable=False),
+        pa.field("baseline", pa.string(), nullable=False),
+        pa.field("cloud_cover", pa.float64()),
+        pa.field("datatake", pa.string(), nullable=False),
+        pa.field("generated", pa.string(), nullable=False),
+        pa.field("offset_dn", pa.int32(), nullable=False),
+        pa.field("offset_reason", pa.string(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("dropped_reason", pa.string(), nullable=False),
+        pa.field(
+            "assets",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("band", pa.string(), nullable=False),
+                        pa.field("href", pa.string(), nullable=False),
+                        pa.field("epsg", pa.int32(), nullable=False),
+                        pa.field("transform", pa.list_(pa.float64()), nullable=False),
+                        pa.field("height_px", pa.int32(), nullable=False),
+                        pa.field("width_px", pa.int32(), nullable=False),
+                        pa.field("size_bytes", pa.int64()),
+                        pa.field("checksum", pa.string(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRecord:
+    """One source of an inventory.
+
+    Attributes:
+      name: collection@provider. root: folder or URL prefix that its relative hrefs start from.
+      catalog: as the user gave it.
+    """
+
+    name: str
+    root: str
+    catalog: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TileRecord:
+    """What the header says of one tile.
+
+    Attributes:
+      name: MGRS name. rows: scenes, kept and dropped.
+      s2, s1_ascending, s1_descending: kept scenes. dropped: scenes that are left out.
+      digest: `tile_digest` of its scenes.
+    """
+
+    name: str
+    rows: int
+    s2: int
+    s1_ascending: int
+    s1_descending: int
+    dropped: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """The header of an inventory file.
+
+    Attributes:
+      path: of the file.
+      period: that the scenes were searched for.
+      frozen: when, ISO 8601, UTC.
+      tiles: MGRS names, sorted, those without a scene too.
+      sources: where scenes come from. digest: over all rows, tiles and the period; not over roots and clocks.
+      counts: tile -> TileRecord.
+      overlap: "full": every pixel of a tile is its own.
+      region: how the tiles were chosen, in words; "" for a list of tiles.
+      amendments: what was left out afterwards, in words.
+    """
+
+    path: str
+    period: Period
+    frozen: str
+    tiles: tuple[str, ...]
+    sources: tuple[SourceRecord, ...]
+    digest: str
+    counts: Mapping[str, TileRecord]
+    overlap: str = "full"
+    region: str = ""
+    amendments: tuple[str, ...] = ()
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Source name -> root of its relative hrefs."""
+        return {s.name: s.root for s in self.sources}
+
+
+def tile_digest(scenes: Iterable[Scene]) -> str:
+    """sha256 over what decides a tile's pixels: its kept scenes, their files and their offset, in any order.
+
+    Not in it: roots, clocks, cloud cover, the words of reasons, and places in the order, which follow from time and id.
+    """
+    words = ("order", "cloud_cover", "offset_reason", "kept", "dropped_reason")
+    kept = [{k: v for k, v in _row(s).items() if k not in words} for s in scenes if s.kept]
+    return _digest(sorted(_canonical(s) for s in kept))
+
+
+def rows_digest(scenes: Iterable[Scene]) -> str:
+    """sha256 over every field of every row, in any order."""
+    return _digest(sorted(_canonical(_row(s)) for s in scenes))
+
+
+def table_of(scenes: Sequence[Scene]) -> pa.Table:
+    """Scenes as the rows of SCHEMA, in the order given."""
+    rows = [_row(s) | {"datetime": dt.datetime.fromisoformat(s.datetime)} for s in scenes]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def scenes_of(table: pa.Table) -> list[Scene]:
+    """What `table_of` was given."""
+    scenes = []
+    for row in table.to_pylist():
+        row["datetime"] = row["datetime"].isoformat(timespec="microseconds").replace("+00:00", "Z")
+        row["assets"] = tuple(Asset(**a | {"transform": tuple(a["transform"])}) for a in row["assets"])
+        scenes.append(Scene(**row))
+    return scenes
+
+
+class InventoryWriter:
+    """Writes an inventory tile by tile; the file appears under its name only when `finish` was called.
+
+    As a context manager it removes what it wrote where `finish` was not reached.
+    """
+
+    def __init__(self, path: str | Path, period: Period, frozen: str, region: str = "") -> None:
+        self._path = Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._period, self._frozen, self._region = period, frozen, region
+        self._tiles: list[TileRecord] = []
+        self._rows: list[tuple[str, str]] = []
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A worker reads the whole footer before its tile: statistics of 18,400 row groups would swell it.
+        self._parquet = pq.ParquetWriter(
+            self._temporary, SCHEMA, compression="zstd", write_statistics=False, use_dictionary=False, store_schema=True
+        )
+
+    def add(self, tile: str, scenes: Sequence[Scene]) -> TileRecord:
+        """Appends a tile; tiles come in the order of their names, scenes in any.
+
+        Raises:
+          ValueError: a tile out of order, or a scene of another tile.
+        """
+        if self._tiles and tile <= self._tiles[-1].name:
+            raise ValueError(f"tile {tile} after {self._tiles[-1].name}: tiles are written in the order of their names")
+        if strangers := sorted({s.tile for s in scenes} - {tile}):
+            raise ValueError(f"scenes of {strangers[0]} under tile {tile}")
+        ordered = sorted(scenes, key=lambda s: (s.sensor, s.order, s.id, s.source))
+        kept = [s for s in ordered if s.kept]
+        orbits = [s.orbit for s in kept if s.sensor != S2]
+        record = TileRecord(
+            tile,
+            len(ordered),
+            len(kept) - len(orbits),
+            orbits.count(ASCENDING),
+            orbits.count(DESCENDING),
+            len(ordered) - len(kept),
+            tile_digest(ordered),
+        )
+        if ordered:
+            self._parquet.write_table(table_of(ordered), row_group_size=len(ordered))
+        self._tiles.append(record)
+        self._rows.append((tile, rows_digest(ordered)))
+        return record
+
+    def finish(self, sources: Iterable[SourceRecord], amendments: Sequence[str] = ()) -> Inventory:
+        """Writes the header and puts the file in its place, over an older one."""
+        sources = tuple(sorted(sources, key=lambda s: (s.name, s.root, s.catalog)))
+        digest = _digest([FORMAT, str(VERSION), self._period.name, *map(_canonical, self._rows)])
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "period": self._period.name,
+            "frozen": self._frozen,
+            "tiles": [list(dataclasses.astuple(t)) for t in self._tiles],
+            "sources": [dataclasses.asdict(s) for s in sources],
+            "digest": digest,
+            "overlap": "full",
+            "region": self._region,
+            "amendments": list(amendments),
+        }
+        self._parquet.add_key_value_metadata({METADATA_KEY: _canonical(header).encode()})
+        self._parquet.close()
+        self._temporary.replace(self._path)
+        return _inventory(self._path, header)
+
+    def __enter__(self) -> "InventoryWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parquet.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def read_header(path: str | Path) -> Inventory:
+    """What an inventory says of itself, without reading a row.
+
+    Raises:
+      BadInput: no such file, not an inventory, cut short, or of a newer version.
+    """
+    return _inventory(Path(path), _opened(path)[1])
+
+
+def read_tile(path: str | Path, tile: str) -> list[Scene]:
+    """The scenes of one tile, kept and dropped, sorted by sensor and order; reads that tile's row group only.
+
+    Raises:
+      BadInput: as `read_header`; a tile that is not in the inventory.
+    """
+    metadata, _, groups = _opened(path)
+    if tile not in groups:
+        names = sorted(groups)
+        raise BadInput(f"{path}: tile {tile} is not in it; it has {_few(names)}")
+    if (group := groups[tile]) is None:
+        return []
+    try:
+        with pq.ParquetFile(path, metadata=metadata) as file:
+            return scenes_of(file.read_row_group(group))
+    except (pa.ArrowException, OSError) as e:
+        raise BadInput(f"{path}: tile {tile} cannot be read ({e}); build the inventory again") from None
+
+
+def write_inventory(
+    path: str | Path,
+    period: Period,
+    frozen: str,
+    tiles: Mapping[str, Sequence[Scene]],
+    sources: Iterable[SourceRecord],
+    region: str = "",
+) -> Inventory:
+    """Writes an inventory whose scenes are all at hand."""
+    with InventoryWriter(path, period, frozen, region) as writer:
+        for tile in sorted(tiles):
+            writer.add(tile, tiles[tile])
+        return writer.finish(sources)
+
+
+_ASSET_FIELDS = tuple(f.name for f in dataclasses.fields(Asset))
+_SCENE_FIELDS = tuple(f.name for f in dataclasses.fields(Scene) if f.name != "assets")
+
+
+def _row(scene: Scene) -> dict[str, Any]:
+    """As `dataclasses.asdict`, without its deep copies: this is done for two million scenes."""
+    assets = [{name: getattr(a, name) for name in _ASSET_FIELDS} for a in scene.assets]
+    return {name: getattr(scene, name) for name in _SCENE_FIELDS} | {"assets": assets}
+
+
+_Opened = tuple[Any, dict[str, Any], dict[str, int | None]]
+
+
+def _opened(path: str | Path) -> _Opened:
+    """(Parquet footer, header, tile -> row group, None for one without scenes), kept while the file stays the same."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - takes str and Path alike
+    except OSError:
+        raise BadInput(f"inventory {path}: no such file; make one with tessera-beam inventory build") from None
+    return _footer(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # a worker reads tile after tile of one inventory, whose footer is large for the planet
+def _footer(path: str, _size_bytes: int, _mtime_ns: int) -> _Opened:
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as e:
+        raise BadInput(
+            f"inventory {path}: not a Parquet file, or cut short ({e}); make it with tessera-beam inventory build"
+        ) from None
+    text = (metadata.metadata or {}).get(METADATA_KEY)
+    header = json.loads(text) if text else {}
+    if header.get("format") != FORMAT:
+        raise BadInput(f"{path} is a Parquet file but no inventory; make one with tessera-beam inventory build")
+    if header["version"] > VERSION:
+        raise BadInput(
+            f"inventory {path} has version {header['version']}: this release reads up to {VERSION}; "
+            "use a newer tessera-beam"
+        )
+    groups: dict[str, int | None] = {}
+    filled = 0
+    for record in (TileRecord(*t) for t in header["tiles"]):
+        groups[record.name] = filled if record.rows else None
+        filled += bool(record.rows)
+    if filled != metadata.num_row_groups:
+        raise BadInput(f"inventory {path}: {metadata.num_row_groups} row groups for {filled} tiles; build it again")
+    return metadata, header, groups
+
+
+def _inventory(path: Path, header: Mapping[str, Any]) -> Inventory:
+    records = [TileRecord(*t) for t in header["tiles"]]
+    return Inventory(
+        path=str(path),
+        period=period_of(header["period"]),
+        frozen=header["frozen"],
+        tiles=tuple(r.name for r in records),
+        sources=tuple(SourceRecord(**s) for s in header["sources"]),
+        digest=header["digest"],
+        counts={r.name: r for r in records},
+        overlap=header["overlap"],
+        region=header["region"],
+        amendments=tuple(header["amendments"]),
+    )
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

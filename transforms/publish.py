@@ -1,0 +1,318 @@
+"""Publishing: the fragments of a complete tile become its assets, and last of all its item."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rasterio
+import rasterio.enums
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+
+from model.profile import Profile
+from transforms.cog import Layout, decode_tile, header, header_size
+from transforms.fragments import RASTERS, layouts_of, places_of
+from transforms.grid import Tile, tile_of
+from transforms.inventory import table_of
+from transforms.periods import period_of
+from transforms.plans import BlockTask, Plan, desk_of
+from transforms.receipts import DONE, Receipt
+from transforms.scenes import Scene
+from transforms.stac import item, item_path, to_json
+from transforms.stac_assets import AssetRecord
+from transforms.storage import Store
+
+COPY_BYTES = 8 << 20
+THUMBNAIL_PX = 512
+PREVIEW_OVERVIEWS = (2, 4, 8, 16, 32)  # 10,980 px down to 343: one screen
+
+
+@dataclasses.dataclass(frozen=True)
+class TileFacts:
+    """What an item says of its tile beyond its blocks.
+
+    Attributes:
+      scenes: all rows of the inventory for the tile.
+      created: the inventory's freeze time. inventory: its digest.
+      clip: record of what part of the tile is embedded, None for all of it.
+    """
+
+    scenes: list[Scene]
+    created: str
+    inventory: str
+    clip: dict[str, Any] | None
+
+
+def published_revision(store: Store, tile: str, period: str, model_name: str) -> str:
+    """Revision of a tile's item, "" where the tile is not published."""
+    return str(published_item(store, tile, period, model_name).get("properties", {}).get("tessera:revision", ""))
+
+
+def published_item(store: Store, tile: str, period: str, model_name: str) -> dict[str, Any]:
+    """A tile's item, {} where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(store.get(item_path(tile, period, model_name)))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+class _Counted:
+    """A file that adds up size, sha256 and crc32c of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha, self._crc = hashlib.sha256(), google_crc32c.Checksum()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha.update(data)
+        self._crc.update(data)
+        self.size_bytes += len(data)
+
+    def record(self, href: str) -> AssetRecord:
+        return AssetRecord(href, self.size_bytes, self._crc.hexdigest().decode(), self._sha.hexdigest())
+
+
+def publish_tile(
+    store: Store, plan: Plan, profile: Profile, tasks: Sequence[BlockTask], facts: TileFacts, version: str
+) -> bool:
+    """Assembles a tile whose blocks are all done, and removes its fragments.
+
+    Two workers may do this at once: both write the same bytes, and whoever is late finds the item there.
+
+    Returns:
+      False when another worker has published this revision meanwhile.
+    """
+    tile = tile_of(tasks[0].block.tile)
+    revision = tasks[0].revision
+    desk = desk_of(plan, tasks[0])
+    try:
+        receipts = [desk.read(store, t.block.name, DONE) for t in tasks]
+        folder = f"{plan.period}/{tile.name}"
+        records = _write_assets(store, f"{folder}/{revision[:8]}", tile, profile, plan, receipts, desk.folder, facts)
+    except FileNotFoundError:
+        if published_revision(store, tile.name, plan.period, plan.model_name) == revision:
+            return False
+        raise
+    counts: dict[str, int] = {}
+    for receipt in receipts:
+        for name, n in receipt.counts.items():
+            if not name.endswith("_dates"):  # dates of blocks overlap: their sum means nothing
+                counts[name] = counts.get(name, 0) + n
+    record = item(
+        tile=tile,
+        period=period_of(plan.period),
+        model_name=plan.model_name,
+        model_sha256=plan.model_sha256,
+        profile=profile,
+        revision=revision,
+        created=facts.created,
+        assets=records,
+        counts=counts,
+        device_kinds=sorted({r.device for r in receipts}),
+        sources=sorted({s.source for s in facts.scenes}),
+        inventory_digest=facts.inventory,
+        software_version=version,
+        clip=facts.clip,
+    )
+    store.replace(item_path(tile.name, plan.period, plan.model_name), to_json(record))
+    store.delete_all(f"_work/{plan.period}/{tile.name}/{revision[:8]}")
+    return True
+
+
+def _write_assets(
+    store: Store,
+    folder: str,
+    tile: Tile,
+    profile: Profile,
+    plan: Plan,
+    receipts: list[Receipt],
+    desk: str,
+    facts: TileFacts,
+) -> dict[str, AssetRecord]:
+    tags = (
+        ("TESSERA_MODEL", plan.model_name),
+        ("TESSERA_MODEL_SHA256", plan.model_sha256),
+        ("TESSERA_REVISION", receipts[0].revision),
+        ("TESSERA_PERIOD", plan.period),
+        ("TESSERA_TILE", tile.name),
+        ("TESSERA_VALUE", "code * scale; -128 in every band and NaN scale: no data"),
+    )
+    layouts = layouts_of(tile, profile.dims, tags)
+    records = {}
+    for key in RASTERS:
+        if key == "preview":
+            continue
+        with store.writer(f"{folder}/{key}.tif") as f:
+            out = _Counted(f)
+            for chunk in _assembled(store, desk, key, layouts[key], receipts):
+                out.write(chunk)
+        records[key] = out.record(f"./{folder.rpartition('/')[2]}/{key}.tif")
+    picture, thumbnail = preview_of(_tiles(store, desk, "preview", layouts["preview"], receipts), layouts["preview"])
+    small = {
+        "preview": ("preview.tif", picture),
+        "thumbnail": ("thumbnail.png", thumbnail),
+        "scenes": ("scenes.parquet", _parquet(table_of(facts.scenes))),
+        "blocks": ("blocks.parquet", _parquet(blocks_table(receipts))),
+    }
+    for key, (name, data) in small.items():
+        with store.writer(f"{folder}/{name}") as f:
+            out = _Counted(f)
+            out.write(data)
+        records[key] = out.record(f"./{folder.rpartition('/')[2]}/{name}")
+    return records
+
+
+def _fragment(desk: str, receipt: Receipt, key: str) -> str:
+    return f"{desk}/r{receipt.row_px:05d}_c{receipt.col_px:05d}.{key}.frag"
+
+
+def _assembled(store: Store, desk: str, key: str, layout: Layout, receipts: list[Receipt]) -> Iterator[bytes]:
+    """Header, then the fragments in block order: a COG without a pixel being decompressed."""
+    offsets = np.zeros((layout.tiles_down, layout.tiles_across), np.uint64)
+    sizes = np.zeros_like(offsets)
+    at = header_size(layout)
+    for r in receipts:
+        places = places_of(r.row_px, r.col_px, r.height_px, r.width_px)
+        for place, size in zip(places, r.parts[key]["sizes"], strict=True):
+            if size:
+                offsets[place], sizes[place] = at, size
+                at += size
+    yield header(layout, offsets, sizes)
+    for r in receipts:
+        left = r.parts[key]["size_bytes"]
+        name, start = _fragment(desk, r, key), 0
+        while start < left:
+            chunk = store.get(name, start, min(COPY_BYTES, left - start))
+            if not chunk:
+                raise EOFError(f"{name} ends after {start} of {left} bytes; remove {desk} and run embed again")
+            yield chunk
+            start += len(chunk)
+
+
+def _tiles(
+    store: Store, desk: str, key: str, layout: Layout, receipts: list[Receipt]
+) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
+    """(row, column, pixels) of every stored COG tile."""
+    for r in receipts:
+        if not r.parts[key]["size_bytes"]:
+            continue
+        data, at = store.get(_fragment(desk, r, key)), 0
+        for (row, col), size in zip(
+            places_of(r.row_px, r.col_px, r.height_px, r.width_px), r.parts[key]["sizes"], strict=True
+        ):
+            if size:
+                yield row, col, decode_tile(data[at : at + size], layout)
+                at += size
+
+
+def preview_of(tiles: Iterable[tuple[int, int, NDArray[np.generic]]], layout: Layout) -> tuple[bytes, bytes]:
+    """The preview COG with overviews, and the thumbnail PNG: the part with data, at most THUMBNAIL_PX wide and high."""
+    T = layout.tile_px
+    held = {(row, col): pixels for row, col, pixels in tiles}
+    if not held:
+        return _preview_cog(np.zeros((0, 0, 3), np.uint8), 0, 0, layout), _thumbnail(np.zeros((1, 1, 3), np.uint8))
+    # Pairs of tiles, so that the picture starts on the corner of a block of the preview (2 * T).
+    r0, c0 = min(r for r, _ in held) // 2 * 2, min(c for _, c in held) // 2 * 2
+    r1, c1 = max(r for r, _ in held) // 2 * 2 + 2, max(c for _, c in held) // 2 * 2 + 2
+    part = np.zeros(((r1 - r0) * T, (c1 - c0) * T, 3), np.uint8)
+    for (row, col), pixels in held.items():
+        part[(row - r0) * T : (row - r0 + 1) * T, (col - c0) * T : (col - c0 + 1) * T] = pixels
+    part = part[: layout.height_px - r0 * T, : layout.width_px - c0 * T]
+    return _preview_cog(part, r0 * T, c0 * T, layout), _thumbnail(part)
+
+
+def _preview_cog(part: NDArray[np.uint8], row: int, col: int, layout: Layout) -> bytes:
+    """A COG of the whole tile in which only `part`, at (row, col), is stored."""
+    profile = {
+        "driver": "GTiff",
+        "height": layout.height_px,
+        "width": layout.width_px,
+        "count": 3,
+        "dtype": "uint8",
+        "nodata": 0,
+        "crs": f"EPSG:{layout.epsg}",
+        "transform": rasterio.Affine(*layout.transform),
+        "tiled": True,
+        "blockxsize": 2 * layout.tile_px,
+        "blockysize": 2 * layout.tile_px,
+        "interleave": "pixel",
+        "photometric": "RGB",
+        "compress": "zstd",
+        "zstd_level": 1,
+        "sparse_ok": True,  # an island in an empty tile stays small
+    }
+    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as plain, MemoryFile() as cog:
+        with plain.open(**profile) as f:
+            if part.size:
+                window = rasterio.windows.Window(col, row, part.shape[1], part.shape[0])
+                f.write(np.moveaxis(part, -1, 0), window=window)
+            f.colorinterp = [rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue")]
+            f.update_tags(**dict(layout.tags))
+            f.build_overviews(PREVIEW_OVERVIEWS, rasterio.enums.Resampling.average)
+        with plain.open() as f:
+            options = {"blocksize": 2 * layout.tile_px, "compress": "zstd", "level": 1, "sparse_ok": True,
+                       "predictor": "YES", "overviews": "FORCE_USE_EXISTING"}  # fmt: skip
+            rasterio.shutil.copy(f, cog.name, driver="COG", **options)
+        return bytes(cog.getbuffer())
+
+
+def _thumbnail(whole: NDArray[np.uint8]) -> bytes:
+    there = whole.max(-1)
+    rows, cols = np.flatnonzero(there.max(1)), np.flatnonzero(there.max(0))
+    part = whole[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] if len(rows) else whole[:1, :1]
+    step = -(-max(part.shape[:2]) // THUMBNAIL_PX)
+    if step > 1:
+        h, w = part.shape[0] // step * step, part.shape[1] // step * step
+        boxes = part[:h, :w].reshape(h // step, step, w // step, step, 3).astype(np.uint32)
+        seen = boxes.any(-1).sum((1, 3))[..., None]
+        part = (boxes.sum((1, 3)) // np.maximum(seen, 1)).astype(np.uint8)
+    alpha = np.where(part.any(-1), 255, 0).astype(np.uint8)
+    grow = max(1, THUMBNAIL_PX // 2 // max(part.shape[:2]))  # a small region is shown large enough to see
+    rgba = np.concatenate([part, alpha[..., None]], -1).repeat(grow, 0).repeat(grow, 1)
+    with MemoryFile() as png, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture for browsers has no place on Earth
+        with png.open(driver="PNG", height=rgba.shape[0], width=rgba.shape[1], count=4, dtype="uint8") as f:
+            f.write(np.moveaxis(rgba, -1, 0))
+        return bytes(png.getbuffer())
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def blocks_table(receipts: list[Receipt]) -> pa.Table:
+    """The receipts of a tile without their clocks, hosts and attempts, a row a block."""
+    rows = [
+        {
+            "tile": r.tile,
+            "period": r.period,
+            "revision": r.revision,
+            "row_px": r.row_px,
+            "col_px": r.col_px,
+            "height_px": r.height_px,
+            "width_px": r.width_px,
+            "device": r.device,
+            "plan": json.dumps(r.plan, sort_keys=True),
+            **{f"count_{name}": n for name, n in sorted(r.counts.items())},
+            **{f"{key}_{what}": r.parts[key][what] for key in RASTERS for what in ("size_bytes", "sha256", "crc32c")},
+        }
+        for r in receipts
+    ]
+    table = pa.Table.from_pylist(rows)
+    meta = json.dumps({"format": "tessera-beam/blocks", "version": 1})
+    return table.replace_schema_metadata({"tessera_beam": meta})

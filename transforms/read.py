@@ -1,0 +1,274 @@
+"""Reading: windows of a scene's files, brought to the tile's 10 m grid exactly as GDAL's warper would."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import rasterio
+import rasterio.errors
+import rasterio.warp
+import rasterio.windows
+from numpy.typing import NDArray
+
+from transforms.catalogs.hrefs import resolve
+from transforms.grid import PIXEL_M, Tile
+from transforms.scenes import Asset, Scene
+
+GDAL_OPTIONS: dict[str, str | int] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # 9 of 12 requests a file are probes for side-car files
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.TIF,.tiff",  # nothing else is ever read; query strings do not matter
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # adjacent blocks in one request
+    "GDAL_HTTP_MAX_RETRY": "5",  # GDAL's default is none; this covers 429, 502, 503, 504
+    "GDAL_HTTP_RETRY_DELAY": "0.5",  # seconds, doubled each time
+    "GDAL_HTTP_TIMEOUT": "60",  # seconds; unset means for ever
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "CPL_VSIL_CURL_CACHE_SIZE": str(64 << 20),  # process-wide; the default of 16 MB does not hold one block's headers
+    "GDAL_CACHEMAX": 256 << 20,  # bytes, for rasterio; the default is 5 % of the machine for each process
+    # GDAL_NUM_THREADS stays unset: on GDAL 3.10 it switches retries off (OSGeo/gdal#12933).
+}
+
+
+class ReadError(Exception):
+    """A file that cannot be read, or is not what its item says.
+
+    Attributes:
+      scene: item id. `band`: the project's band name. `reason`: what happened, without any query string.
+    """
+
+    def __init__(self, scene: str, band: str, reason: str) -> None:
+        super().__init__(scene, band, reason)  # the arguments, so that it survives pickling
+        self.scene, self.band, self.reason = scene, band, reason
+
+    def __str__(self) -> str:
+        return f"{self.scene} {self.band}: {self.reason}"
+
+
+def plain(text: str) -> str:
+    """A library's message without query strings (they may be signatures) and line breaks."""
+    return re.sub(r"\?[^\s'\"]*", "", " ".join(text.split()))
+
+
+@contextlib.contextmanager
+def gdal_env() -> Iterator[None]:
+    """GDAL's options, for this thread only (rasterio.Env is thread-local)."""
+    with rasterio.Env(**GDAL_OPTIONS):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """A window of one file in its own pixels.
+
+    Attributes:
+      data: (h, w) as stored. Where the window leaves the file, zeros that `inside` excludes.
+      row_px, col_px: of data[0, 0] in the file; may be negative.
+      inside: (rows, cols) slices of `data` that the file covers.
+      nodata: the file's nodata value, or None.
+      transform: the file's geotransform (a, b, c, d, e, f).
+    """
+
+    data: NDArray[np.generic]
+    row_px: int
+    col_px: int
+    inside: tuple[slice, slice]
+    nodata: float | None
+    transform: tuple[float, float, float, float, float, float]
+
+    def valid(self) -> NDArray[np.bool_] | None:
+        """(h, w) True where there is data; None when that is everywhere."""
+        rows, cols = self.inside
+        whole = (rows, cols) == (slice(0, self.data.shape[0]), slice(0, self.data.shape[1]))
+        if whole and self.nodata is None:
+            return None
+        ok = np.zeros(self.data.shape, bool)
+        ok[rows, cols] = True
+        if self.nodata is not None:
+            is_nodata = np.isnan(self.data) if np.isnan(self.nodata) else self.data == self.nodata
+            ok &= ~is_nodata
+        return None if ok.all() else ok
+
+
+def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, height_px: int, width_px: int) -> Patch:
+    """Reads a window of a file, given in the file's own pixels; it may lie partly or wholly outside.
+
+    Raises:
+      ReadError: the file is missing, ends early, or has another size, grid or number of bands than its item says.
+    """
+    r0, r1 = (min(max(v, 0), asset.height_px) for v in (row_px, row_px + height_px))
+    c0, c1 = (min(max(v, 0), asset.width_px) for v in (col_px, col_px + width_px))
+    inside = (slice(r0 - row_px, r1 - row_px), slice(c0 - col_px, c1 - col_px))
+    path = resolve(root, asset.href)
+    try:
+        with gdal_env(), rasterio.open(path) as file:
+            _check(scene, asset, file)
+            data = np.zeros((height_px, width_px), file.dtypes[0])
+            nodata = file.nodata
+            if r1 > r0 and c1 > c0:
+                data[inside] = file.read(1, window=rasterio.windows.Window(c0, r0, c1 - c0, r1 - r0))
+    except rasterio.errors.RasterioError as e:
+        cause = f"{e} ({e.__cause__})" if e.__cause__ else str(e)
+        raise ReadError(scene.id, asset.band, plain(cause)) from None
+    if r1 <= r0 or c1 <= c0:
+        inside = (slice(0, 0), slice(0, 0))
+    return Patch(data, row_px, col_px, inside, nodata, asset.transform)
+
+
+def _check(scene: Scene, asset: Asset, file: rasterio.io.DatasetReader) -> None:
+    """The file against its item: a wrong geotransform would move every pixel without a word."""
+    if (file.height, file.width) != (asset.height_px, asset.width_px):
+        what = f"the file is {file.height} x {file.width} px, its item says {asset.height_px} x {asset.width_px}"
+    elif file.count != 1:
+        what = f"the file has {file.count} bands, one was expected"
+    elif file.crs is None or file.crs.to_epsg() != asset.epsg:
+        what = f"the file's CRS is {file.crs}, its item says EPSG:{asset.epsg}"
+    elif not np.allclose(tuple(file.transform)[:6], asset.transform, rtol=0, atol=1e-6):  # metres: far below a pixel
+        what = f"the file's geotransform is {tuple(file.transform)[:6]}, its item says {asset.transform}"
+    else:
+        return
+    raise ReadError(scene.id, asset.band, what)
+
+
+def source_positions(
+    transform: tuple[float, float, float, float, float, float], tile: Tile, rows: range, cols: range
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the centres of a tile's 10 m pixels lie in a file of the same CRS: v (rows,), u (cols,), in its pixels."""
+    a, _, c, _, e, f = transform
+    row = np.arange(rows.start, rows.stop, dtype=np.float64)
+    col = np.arange(cols.start, cols.stop, dtype=np.float64)
+    return (tile.top_m - (row + 0.5) * PIXEL_M - f) / e, (tile.left_m + (col + 0.5) * PIXEL_M - c) / a
+
+
+def halo_px(asset: Asset, tile: Tile) -> int:
+    """File pixels that bilinear sampling needs around a window: none where the file lies on the tile's own 10 m grid.
+
+    A needless halo is not free: it makes GDAL decode the neighbouring 1024 px blocks.
+    """
+    a, _, c, _, e, f = asset.transform
+    on_grid = (a, e) == (PIXEL_M, -PIXEL_M) and (c - tile.left_m) % PIXEL_M == 0 and (f - tile.top_m) % PIXEL_M == 0
+    return 0 if on_grid else 1
+
+
+def read_for(scene: Scene, asset: Asset, root: str, tile: Tile, rows: range, cols: range, halo: int = 0) -> Patch:
+    """Reads what the tile's pixels rows x cols need of a file of the same CRS, with `halo` file pixels around.
+
+    Raises:
+      ReadError: as `read_patch`; also a file whose CRS is not the tile's.
+    """
+    if asset.epsg != tile.epsg:
+        raise ReadError(scene.id, asset.band, f"CRS EPSG:{asset.epsg} is not that of tile {tile.name}")
+    v, u = source_positions(asset.transform, tile, rows, cols)
+    r0, r1 = int(np.floor(v[0])) - halo, int(np.floor(v[-1])) + halo + 1
+    c0, c1 = int(np.floor(u[0])) - halo, int(np.floor(u[-1])) + halo + 1
+    return read_patch(scene, asset, root, r0, c0, r1 - r0, c1 - c0)
+
+
+def nearest(patch: Patch, tile: Tile, rows: range, cols: range, fill: int) -> NDArray[np.generic]:
+    """The file pixel in which each 10 m pixel's centre lies; (rows, cols), `fill` where there is no data."""
+    v, u = source_positions(patch.transform, tile, rows, cols)
+    i = np.floor(v).astype(np.int64) - patch.row_px
+    j = np.floor(u).astype(np.int64) - patch.col_px
+    out = patch.data[i][:, j]
+    ok = patch.valid()
+    if ok is not None:
+        out[~ok[i][:, j]] = fill
+    return out
+
+
+def bilinear(patch: Patch, tile: Tile, rows: range, cols: range) -> NDArray[np.uint16]:
+    """Bilinear at each 10 m pixel's centre, (rows, cols) uint16, equal to GDAL's warper to the DN.
+
+    Taps without data are dropped and the rest is renormalised; where the file pixel that holds the centre has no data,
+    the result is 0; half is rounded up (recipe: golden/scenes_mpc, traps T37 and T38). The patch needs a halo of one
+    pixel. Files on the 10 m grid are copied.
+
+    Raises:
+      ValueError: a grid whose pixel centres are not at quarters of the file's pixels (no Sentinel-2 product has one).
+    """
+    v, u = source_positions(patch.transform, tile, rows, cols)
+    i, wi = _taps(v)
+    j, wj = _taps(u)
+    i -= patch.row_px
+    j -= patch.col_px
+    ok = patch.valid()
+    if not wi.any() and not wj.any():  # the file's own pixels, nothing to weigh
+        out = patch.data[i][:, j]
+        if ok is not None:
+            out[~ok[i][:, j]] = 0
+        return out.astype(np.uint16, copy=False)
+    # Whole numbers throughout: weights in quarters an axis, sixteenths in all; 16 * 65535 fits 32 bits.
+    src = patch.data.astype(np.uint32)
+    if ok is not None:
+        src *= ok
+    total = _weigh(src, i, wi, j, wj)
+    if ok is None:
+        return ((total + 8) >> 4).astype(np.uint16)
+    weight = _weigh(ok.astype(np.uint32), i, wi, j, wj)
+    out32 = (2 * total + weight) // np.maximum(2 * weight, 1)
+    centre_row = np.floor(v).astype(np.int64) - patch.row_px
+    centre_col = np.floor(u).astype(np.int64) - patch.col_px
+    out32[~ok[centre_row][:, centre_col]] = 0
+    return out32.astype(np.uint16)
+
+
+def _taps(position: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """First of the two pixels around each position, and the second one's weight in quarters."""
+    first = np.floor(position - 0.5)
+    quarters = (position - 0.5 - first) * 4
+    weight = np.rint(quarters)
+    if np.abs(quarters - weight).max() > 1e-6:  # 10 m over 10 or 20 m is exact but for rounding
+        raise ValueError(f"pixel centres at {quarters[0] / 4:.3f} of the file's pixels; quarters were expected")
+    return first.astype(np.int64), weight.astype(np.uint32)
+
+
+def _weigh(
+    a: NDArray[np.uint32], i: NDArray[np.int64], wi: NDArray[np.uint32], j: NDArray[np.int64], wj: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Sum of the four taps times their weights in sixteenths."""
+    four = np.uint32(4)
+    down: NDArray[np.uint32] = a[i] * (four - wi)[:, None] + a[i + 1] * wi[:, None]
+    out: NDArray[np.uint32] = down[:, j] * (four - wj) + down[:, j + 1] * wj
+    return out
+
+
+def nearest_across(
+    scene: Scene, asset: Asset, root: str, centres: tuple[NDArray[np.float64], NDArray[np.float64]], fill: float
+) -> NDArray[np.float32]:
+    """The file pixel in which each point lies, for a file in another zone.
+
+    Args:
+      centres: x, y (H, W) of the points in the file's CRS, by PROJ for every point: GDAL's approximate transformer
+        picks other pixels for 1 % of them, and which ones depends on the window (facts, 1.2).
+      fill: value where the file has no data.
+
+    Returns:
+      (H, W) float32.
+
+    Raises:
+      ReadError: as `read_patch`.
+    """
+    a, _, c, _, e, f = asset.transform
+    j = np.floor((centres[0] - c) / a).astype(np.int64)
+    i = np.floor((centres[1] - f) / e).astype(np.int64)
+    out = np.full(i.shape, fill, np.float32)
+    hit = (i >= 0) & (i < asset.height_px) & (j >= 0) & (j < asset.width_px)
+    if not hit.any():
+        return out
+    r0, r1, c0, c1 = i[hit].min(), i[hit].max() + 1, j[hit].min(), j[hit].max() + 1
+    patch = read_patch(scene, asset, root, int(r0), int(c0), int(r1 - r0), int(c1 - c0))
+    taken = patch.data[i[hit] - r0, j[hit] - c0].astype(np.float32)
+    ok = patch.valid()
+    if ok is not None:
+        taken[~ok[i[hit] - r0, j[hit] - c0]] = fill
+    out[hit] = taken
+    return out
+
+
+def centres_in(tile: Tile, epsg: int, rows: range, cols: range) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """x, y (rows, cols) in EPSG:`epsg` of the tile's 10 m pixel centres, each by an exact PROJ transform."""
+    x = tile.left_m + (np.arange(cols.start, cols.stop) + 0.5) * PIXEL_M
+    y = tile.top_m - (np.arange(rows.start, rows.stop) + 0.5) * PIXEL_M
+    xx, yy = np.meshgrid(x, y)
+    out_x, out_y = rasterio.warp.transform(tile.crs, f"EPSG:{epsg}", xx.ravel(), yy.ravel())[:2]
+    return np.array(out_x).reshape(xx.shape), np.array(out_y).reshape(xx.shape)

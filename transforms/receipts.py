@@ -1,0 +1,120 @@
+"""Receipts: the small records that a block ended, and the markers of those that began."""
+
+import dataclasses
+import json
+from typing import Any
+
+from model.errors import BadInput
+from transforms.storage import Store
+
+FORMAT = "tessera-beam/receipt"
+VERSION = 1
+DONE = "done"
+FAILED = "failed"
+ATTEMPTS = 2  # a block that killed its worker this often is failed, not tried again (design, section 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """What became of one block.
+
+    Attributes:
+      tile, period, revision: what it is a part of.
+      row_px, col_px, height_px, width_px: the block's window in its tile.
+      status: `DONE` or `FAILED`.
+      reason, scene, band: why it failed and on which file, "" where that does not apply.
+      plan: block size, micro-batch and provider that the block was made with; a mismatch redoes an unfinished block.
+      device: kind of device: provider and instruction set or card.
+      counts: pixels, embedded, no_optical, no_radar, outside, dates and tokens.
+      parts: per asset the compressed COG tiles: {"sizes": [...], "size_bytes", "sha256", "crc32c"}.
+      timings_s: read, build, encode, write, total.
+      started, ended: UTC, ISO 8601. `host`: of the worker. `attempts`: how often the block was begun.
+    """
+
+    tile: str
+    period: str
+    revision: str
+    row_px: int
+    col_px: int
+    height_px: int
+    width_px: int
+    status: str
+    reason: str = ""
+    scene: str = ""
+    band: str = ""
+    plan: dict[str, Any] = dataclasses.field(default_factory=dict)
+    device: str = ""
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    timings_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    started: str = ""
+    ended: str = ""
+    host: str = ""
+    attempts: int = 1
+
+    def to_json(self) -> bytes:
+        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return json.dumps(fields, sort_keys=True).encode()
+
+
+def receipt_from_json(data: bytes) -> Receipt:
+    """Reads what `Receipt.to_json` wrote.
+
+    Raises:
+      BadInput: not a receipt, or of a newer version.
+    """
+    try:
+        fields = json.loads(data)
+    except ValueError as e:
+        raise BadInput(f"a receipt that is not JSON: {e}") from None
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        raise BadInput("a file in the place of a receipt is none")
+    if (version := fields.pop("version", None)) != VERSION:
+        raise BadInput(f"receipt version {version}: this release reads version {VERSION}; use a newer tessera-beam")
+    return Receipt(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Desk:
+    """The unfinished blocks of one tile revision made with one plan: receipts, attempts and fragments.
+
+    Attributes:
+      folder: `_work/<period>/<tile>/<rev8>/<plan8>` on the store.
+    """
+
+    folder: str
+
+    def receipt_name(self, block: str, status: str) -> str:
+        """The status stands in the name, so that a listing tells whether a tile is complete."""
+        return f"{self.folder}/{block}.{status}.json"
+
+    def fragment_name(self, block: str) -> str:
+        return f"{self.folder}/{block}.frag"
+
+    def statuses(self, store: Store) -> dict[str, str]:
+        """Block name -> `DONE` or `FAILED`, from one listing. A block that was done after it had failed is done."""
+        found: dict[str, str] = {}
+        for name in store.names(self.folder):
+            block, _, rest = name.rpartition("/")[2].partition(".")
+            status = rest.removesuffix(".json")
+            if status in (DONE, FAILED) and found.get(block) != DONE:
+                found[block] = status
+        return found
+
+    def read(self, store: Store, block: str, status: str) -> Receipt:
+        return receipt_from_json(store.get(self.receipt_name(block, status)))
+
+    def write(self, store: Store, block: str, receipt: Receipt) -> None:
+        """Writes a receipt and removes what it replaces: attempts, and the failure of an earlier run."""
+        store.replace(self.receipt_name(block, receipt.status), receipt.to_json())
+        if receipt.status == DONE:
+            store.delete(self.receipt_name(block, FAILED))
+        for n in range(1, ATTEMPTS + 1):
+            store.delete(f"{self.folder}/{block}.attempt{n}")
+
+    def begin(self, store: Store, block: str) -> int:
+        """Marks an attempt. Returns its number, or 0 when the block has already killed `ATTEMPTS` workers."""
+        for n in range(1, ATTEMPTS + 1):
+            if store.put_if_absent(f"{self.folder}/{block}.attempt{n}", b""):
+                return n
+        return 0
