@@ -129,7 +129,7 @@ def profile_from_json(text: str) -> Profile:
     return Profile(**values)
 
 
-# ucam-eo/tessera tessera_infer_v2/student/model.py, order of S2_BANDS; one set for all sources (facts: normalised on MPC).
+# ucam-eo/tessera tessera_infer_v2/student/model.py, order of S2_BANDS. One set for all sources, made on MPC's data.
 _V2_NORMS: dict[str, Any] = {
     "s2_mean": (
         1633.0042, 1341.1090, 1539.5536, 3054.8269, 3117.4658,

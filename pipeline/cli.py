@@ -1,5 +1,6 @@
 """The command line: verbs, options and exit codes; what a verb does stands in its own module."""
 
+import errno
 import logging
 import shlex
 import sys
@@ -80,7 +81,8 @@ def inventory_build(
 ) -> None:
     """Search catalogues once and freeze the scenes of a period.
 
-    Example: tessera-beam inventory build --catalog earth-search --catalog planetary-computer --period 2024 --tiles 33TWL --out inv.parquet
+    Example: tessera-beam inventory build --catalog earth-search --catalog planetary-computer --period 2024
+    --tiles 33TWL --out inv.parquet
     """
     from pipeline import inventory
 
@@ -363,14 +365,17 @@ def _leave_with(code: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program and ends it with the exit code that the design gives."""
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
     """Runs the program and returns its exit code."""
+    logging.getLogger().setLevel(logging.ERROR)  # libraries' advice to programmers does not help an operator
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what Beam logs as errors also comes as an exception
     try:
         result = app(args=argv, prog_name="tessera-beam", standalone_mode=False)
+        if result == console.INTERRUPTED:  # typer's word for Ctrl-C
+            return _interrupted()
         return result if isinstance(result, int) else console.OK
     except BadInput as e:
         console.say(f"error: {e}")
@@ -378,14 +383,17 @@ def run(argv: list[str]) -> int:
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted; what is finished stays, and the same command goes on from there")
-        return console.INTERRUPTED
+        return _interrupted()
     except Exception as e:  # the border of the program
         return _other(e)
 
 
-def _other(error: Exception) -> int:
-    """Exit code of what is neither bad input nor an interrupt."""
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The disk's own error behind an error: Beam raises a new one that has only its words."""
+    while error is not None:
+        if (full := _no_room(error)) is not None:
+        console.say(f"error: {full.strerror}: what is finished stays; make room and run the same command again")
+        return console.CRASHED
     usage = getattr(error, "format_message", None)  # click's own: unknown options, missing arguments
     if usage is not None:
         console.say(f"error: {usage()}\nsee tessera-beam --help")

@@ -19,7 +19,7 @@ import shapely
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from pipeline.engines import engine_of
-from pipeline.finish import failures
+from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from transforms import dpixels, inventory
@@ -30,6 +30,7 @@ from transforms.inventory import Inventory
 from transforms.memory import Budget
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
+from transforms.receipts import FAILED
 from transforms.regions import Region, clip_of, tiles_of
 from transforms.stac import product_record
 from transforms.storage import LocalStore, Store, open_store
@@ -235,7 +236,9 @@ def embed(
         pipeline = beam.Pipeline(options=engine.options(options.beam_args))
         _ = pipeline | EmbedTiles(plan)
         pipeline.run().wait_until_finish()
-    return _record(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
+    summary = _record(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
+    store.sweep()
+    return summary
 
 
 def _blocks_of(plan: Plan, tile: str, region: Region | None) -> int:
@@ -254,14 +257,14 @@ def _record(
 ) -> dict[str, Any]:
     """Writes and returns what became of a run."""
     totals: Counter[str] = Counter()
+    failed: list[dict[str, Any]] = []
     for name in store.names(f"_runs/{plan.run}/blocks"):
         block = json.loads(store.get(name))
         totals[f"blocks_{block['status']}"] += 1
         totals["pixels"] += block["counts"].get("embedded", 0)
-    here = {(f["tile"], f["period"]) for f in failures(store)}
-    failed = [f for f in failures(store) if f["tile"] in tiles and f["period"] == plan.period]
+        if block["status"] == FAILED:
+            failed.append(block | {"command": cure(block["scene"], block["band"])})
     done = totals["blocks_done"]
-    unfinished = sorted({t for t, p in here if p == plan.period and t in tiles})
     summary = {
         "format": "tessera-beam/run",
         "version": 1,
@@ -287,7 +290,6 @@ def _record(
                 store.stat(f"{plan.period}/{t}/{t}_{plan.period}_{plan.model_name}.json") is not None for t in tiles
             ),
         },
-        "unfinished": unfinished,
         "failures": [
             {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]
         ],
@@ -320,6 +322,7 @@ def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Cal
     for file, array in ((f"{name}.npy", codes), (f"{name}_scales.npy", scale)):
         with store.writer(file) as f:
             np.save(f, array, allow_pickle=False)
+    store.sweep()
     embedded = int(np.isfinite(scale).sum())
     return {
         "codes": str(target / f"{name}.npy"),

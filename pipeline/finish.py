@@ -106,4 +106,5 @@ def finish_run(plan: Plan) -> dict[str, Any]:
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(failed, schema=FAILURES), out, compression="zstd")
     store.replace("failures.parquet", out.getvalue())
+    store.sweep()
     return {"tiles_published": tiles, "blocks_failed": len(failed)}

@@ -58,7 +58,7 @@ def flop_per_px(model: ModelFile, t2: float, t1: float) -> float:
 
 
 def expected_tokens(scenes: list[Scene]) -> tuple[float, float]:
-    """Token rows a pixel will have, from the scenes' cloud cover: an estimate, high where swaths cover a tile in part."""
+    """Token rows of a pixel, from the scenes' cloud cover: an estimate, high where swaths cover a tile in part."""
     days: dict[Any, float] = {}
     for s in scenes:
         if s.kept and s.sensor == S2:
@@ -184,8 +184,8 @@ def as_text(q: dict[str, Any]) -> str:
             f"bytes in    {q['bytes_in'] / 1e9:,.2f} GB at most, out {q['bytes_out'] / 1e9:,.2f} GB; "
             f"fragments at rest {q['fragments_at_rest_bytes'] / 1e9:,.2f} GB a tile in work",
             f"tokens      {q['tokens_per_pixel']:,} a pixel (from cloud cover), {q['gflop_per_pixel']} GFLOP a pixel",
-            f"encoder     {q['gpu_hours']:,} h on one {q['card']} at {q['card_share_assumed']:.0%} of its nominal rate, "
-            f"${q['dollars']:,} at ${q['dollars_per_hour']}/h",
+            f"encoder     {q['gpu_hours']:,} h of one {q['card']} at {q['card_share_assumed']:.0%} of its nominal rate,"
+            f" ${q['dollars']:,} at ${q['dollars_per_hour']}/h",
             q["memory"],
         )
     )

@@ -96,7 +96,7 @@ def demo(r: dict[str, Any]) -> str:
             f"  model      {r['model']} (random weights: the colours mean nothing)",
             *(f"  COG        {path}" for path in r["cogs"]),
             f"  report     {r['report']}",
-            f"  verified   {r['checks']} checks, {r['failed_checks']} failed, {r['windows_recomputed']} windows made again",
+            f"  verified   {r['checks']} checks, {r['failed_checks']} failed; {r['windows_recomputed']} windows redone",
             "next: your own region, in the README under that heading",
         ]
     )

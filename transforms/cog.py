@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import rasterio
-from rasterio.io import MemoryFile
+from rasterio.enums import Resampling
+from rasterio.io import DatasetWriter, MemoryFile
 
 from model.errors import BadInput
 
@@ -230,12 +231,31 @@ class _Template:
     offsets_type: np.dtype[Any]
     counts_type: np.dtype[Any]
 
+    def fill(self, out: bytearray, offsets: npt.NDArray[np.uint64], counts: npt.NDArray[np.uint64]) -> None:
+        """Writes the tile tables into a copy of the header."""
+        np.frombuffer(out, self.offsets_type, offsets.size, self.offsets_at)[:] = offsets.ravel()
+        np.frombuffer(out, self.counts_type, counts.size, self.counts_at)[:] = counts.ravel()
 
-def _table(data: bytes, wanted: int) -> tuple[int, np.dtype[Any], int]:
-    """Position, number type and length of a tag of the first directory of a little-endian BigTIFF."""
-    order, version, width, zero, directory = struct.unpack_from("<2sHHHQ", data)
+
+def directories(data: bytes) -> list[int]:
+    """Positions of the directories of a little-endian BigTIFF: the image first, then its overviews.
+
+    Raises:
+      BadInput: other bytes.
+    """
+    order, version, width, zero, at = struct.unpack_from("<2sHHHQ", data)
     if (order, version, width, zero) != (b"II", 43, 8, 0):
         raise BadInput(f"GDAL wrote no little-endian BigTIFF but {data[:16].hex()}; a GDAL with BIGTIFF=YES is needed")
+    found = []
+    while at:
+        found.append(at)
+        (entries,) = struct.unpack_from("<Q", data, at)
+        (at,) = struct.unpack_from("<Q", data, at + 8 + 20 * entries)
+    return found
+
+
+def _table(data: bytes, wanted: int, directory: int) -> tuple[int, np.dtype[Any], int]:
+    """Position, number type and length of a tag of one directory."""
     (entries,) = struct.unpack_from("<Q", data, directory)
     for at in range(directory + 8, directory + 8 + 20 * entries, 20):
         tag, kind, count, value = struct.unpack_from("<HHQQ", data, at)
@@ -248,13 +268,38 @@ def _table(data: bytes, wanted: int) -> tuple[int, np.dtype[Any], int]:
 @functools.lru_cache(maxsize=64)  # a whole-tile header has 100 KB; one run has five layouts a tile
 def _template(layout: Layout, nodata: str) -> _Template:
     """The header of `layout` (whose own nodata is None: NaN would not be equal to itself) with this nodata."""
-    profile = {
+    profile = template_profile(layout) | {"nodata": float(nodata) if nodata else None}
+    with MemoryFile() as memory:
+        with memory.open(**profile) as dst:
+            describe(dst, layout)
+        data = bytes(memory.read())
+    return _template_from(data, directories(data)[0], layout.tiles_down * layout.tiles_across)
+
+
+def _template_from(data: bytes, directory: int, tiles: int) -> _Template:
+    offsets_at, offsets_type, found = _table(data, _TILE_OFFSETS, directory)
+    counts_at, counts_type, _ = _table(data, _TILE_BYTE_COUNTS, directory)
+    if found != tiles:
+        raise BadInput(f"GDAL's header has {found} tiles, not {tiles}")
+    return _Template(data, offsets_at, counts_at, offsets_type, counts_type)
+
+
+def describe(dst: DatasetWriter, layout: Layout) -> None:
+    """Gives an open file the layout's band names and tags."""
+    for band, name in enumerate(layout.band_names, 1):
+        dst.set_band_description(band, name)
+    if layout.tags:
+        dst.update_tags(**dict(layout.tags))
+
+
+def template_profile(layout: Layout) -> dict[str, Any]:
+    """How GDAL is to create an empty file of the layout, nodata left out."""
+    return {
         "driver": "GTiff",
         "height": layout.height_px,
         "width": layout.width_px,
         "count": layout.bands,
         "dtype": layout.dtype,
-        "nodata": float(nodata) if nodata else None,
         "crs": rasterio.CRS.from_epsg(layout.epsg),
         "transform": rasterio.Affine(*layout.transform),
         "tiled": True,
@@ -267,18 +312,6 @@ def _template(layout: Layout, nodata: str) -> _Template:
         "endianness": "little",  # the tiles are little-endian on every machine
         "sparse_ok": True,  # no tile is stored, so the bytes are the header alone
     }
-    with MemoryFile() as memory:
-        with memory.open(**profile) as dst:
-            for band, name in enumerate(layout.band_names, 1):
-                dst.set_band_description(band, name)
-            if layout.tags:
-                dst.update_tags(**dict(layout.tags))
-        data = bytes(memory.read())
-    offsets_at, offsets_type, tiles = _table(data, _TILE_OFFSETS)
-    counts_at, counts_type, _ = _table(data, _TILE_BYTE_COUNTS)
-    if tiles != layout.tiles_down * layout.tiles_across:
-        raise BadInput(f"GDAL's header has {tiles} tiles, not {layout.tiles_down} x {layout.tiles_across}")
-    return _Template(data, offsets_at, counts_at, offsets_type, counts_type)
 
 
 def _template_of(layout: Layout) -> _Template:
@@ -316,9 +349,27 @@ def header(layout: Layout, offsets: npt.ArrayLike, counts: npt.ArrayLike) -> byt
     if int(sizes.max()) > np.iinfo(template.counts_type).max:
         raise BadInput(f"a tile of {sizes.max()} bytes: the file's table holds {template.counts_type} numbers")
     out = bytearray(template.data)
-    np.frombuffer(out, template.offsets_type, tiles, template.offsets_at)[:] = np.where(stored, where, 0)
-    np.frombuffer(out, template.counts_type, tiles, template.counts_at)[:] = sizes
+    template.fill(out, np.where(stored, where, 0), sizes)
     return bytes(out)
+
+
+def pyramid_header(layout: Layout, factors: tuple[int, ...]) -> tuple[bytes, list[_Template]]:
+    """The header of a file with overviews, empty, and the tables of each of its images, the full one first.
+
+    Args:
+      layout: of the full image. factors: of the overviews, ascending.
+    """
+    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as memory:
+        with memory.open(**template_profile(layout), nodata=layout.nodata) as dst:
+            describe(dst, layout)
+            dst.build_overviews(factors, Resampling.nearest)  # of nothing: the quickest way to the directories
+        data = bytes(memory.read())
+    found = directories(data)
+    shapes = [(-(-layout.height_px // f), -(-layout.width_px // f)) for f in (1, *factors)]
+    sizes = [-(-h // layout.tile_px) * -(-w // layout.tile_px) for h, w in shapes]
+    if len(found) != len(sizes):
+        raise BadInput(f"GDAL's header has {len(found)} images, not {len(sizes)}")
+    return data, [_template_from(data, at, n) for at, n in zip(found, sizes, strict=True)]
 
 
 def assemble(layout: Layout, tiles: Mapping[tuple[int, int], bytes]) -> bytes:

@@ -346,7 +346,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
         if a.shape != shape:
             raise BadInput(f"{folder}/{name}.npy: shape {a.shape}, {shape} was expected")
         if name.endswith(("doys", "_doy")):
-            if not np.issubdtype(a.dtype, np.integer) or (a.size and not (1 <= a.min() and a.max() <= 366)):
+            if not np.issubdtype(a.dtype, np.integer) or (a.size and not (a.min() >= 1 and a.max() <= 366)):
                 raise BadInput(f"{folder}/{name}.npy: days of year must be whole numbers in 1..366")
             arrays[name] = a.astype(dtype)
         elif name == "masks" and a.dtype == np.bool_:

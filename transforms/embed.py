@@ -151,7 +151,7 @@ def budget_of(plan: Plan, model: ModelFile, scenes: Iterable[Scene]) -> Budget:
 
 @dataclasses.dataclass
 class _Made:
-    """A block in the making: codes (H, W, dims) or None for nothing, scale (H, W), counts (H, W, 3), reasons (H, W), and figures."""
+    """A block in the making: codes (H, W, dims) or None for nothing, scale, counts (.., 3), reasons, and figures."""
 
     codes: NDArray[np.int8] | None
     scale: NDArray[np.float32]
@@ -190,10 +190,10 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
         WindowEncoder(worker.session, profile, block.height_px, block.width_px, worker.plan.micro_batch_px) as encoder,
     ):
         coming = ahead.submit(read, strips[0])
-        for n, strip in enumerate(strips):
+        for following in (*strips[1:], None):
             stack = coming.result()
-            if n + 1 < len(strips):
-                coming = ahead.submit(read, strips[n + 1])
+            if following is not None:
+                coming = ahead.submit(read, following)
             for key, n in _dates(stack).items():
                 dates[key] = max(dates[key], n)
             for start in range(stack.rows.start, stack.rows.stop, budget.build_px):
@@ -368,18 +368,22 @@ class EmbedBlock(beam.DoFn):
         self.worker: Worker = self.shared.acquire(lambda: open_worker(self.plan), tag=self.plan.run)
 
     def process(self, task: BlockTask) -> Iterator[tuple[str, tuple[str, BlockTask]]]:
+        if self._needed(task):
+            receipt = embed_block(self.worker, task)
+            Metrics.counter(NAMESPACE, f"blocks_{receipt.status}").inc()
+            Metrics.counter(NAMESPACE, "pixels_embedded").inc(receipt.counts.get("embedded", 0))
+            if receipt.status == DONE:
+                publish_if_complete(self.worker, task)
+            yield task.block.tile, (receipt.status, task)
+
+    def _needed(self, task: BlockTask) -> bool:
         plan, store = self.plan, self.worker.store
         if plan.max_failures and len(store.names(f"_runs/{plan.run}/failed")) >= plan.max_failures:
             Metrics.counter(NAMESPACE, "blocks_not_begun").inc()
-            return
-        if published_revision(store, task.block.tile, plan.period, plan.model_name) == task.revision and not plan.force:
-            return  # a bundle that runs twice, after the first one has published
-        receipt = embed_block(self.worker, task)
-        Metrics.counter(NAMESPACE, f"blocks_{receipt.status}").inc()
-        Metrics.counter(NAMESPACE, "pixels_embedded").inc(receipt.counts.get("embedded", 0))
-        if receipt.status == DONE:
-            publish_if_complete(self.worker, task)
-        yield task.block.tile, (receipt.status, task)
+            return False
+        # Published meanwhile: by a bundle that ran before this one, and twice.
+        there = published_revision(store, task.block.tile, plan.period, plan.model_name)
+        return plan.force or there != task.revision
 
 
 @dataclasses.dataclass

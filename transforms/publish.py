@@ -4,20 +4,14 @@ import dataclasses
 import hashlib
 import io
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rasterio
-import rasterio.enums
-import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
 
 from model.profile import Profile
 from transforms.cog import Layout, decode_tile, header, header_size
@@ -25,16 +19,15 @@ from transforms.fragments import RASTERS, layouts_of, places_of
 from transforms.grid import Tile, tile_of
 from transforms.inventory import table_of
 from transforms.periods import period_of
+from transforms.picture import preview_of
 from transforms.plans import BlockTask, Plan, desk_of
-from transforms.receipts import DONE, Receipt
+from transforms.receipts import DONE, FAILED, Receipt
 from transforms.scenes import Scene
 from transforms.stac import item, item_path, to_json
 from transforms.stac_assets import AssetRecord
 from transforms.storage import Store
 
 COPY_BYTES = 8 << 20
-THUMBNAIL_PX = 512
-PREVIEW_OVERVIEWS = (2, 4, 8, 16, 32)  # 10,980 px down to 343: one screen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +122,17 @@ def publish_tile(
     )
     store.replace(item_path(tile.name, plan.period, plan.model_name), to_json(record))
     store.delete_all(f"_work/{plan.period}/{tile.name}/{revision[:8]}")
+    _forget_failures(store, f"_work/{plan.period}/{tile.name}")
     return True
+
+
+def _forget_failures(store: Store, work: str) -> None:
+    """Failures of a tile's other revisions are over; their fragments stay, for another run may still use them."""
+    for other in store.folders(work):
+        for desk in store.folders(other):
+            for name in store.names(desk):
+                if name.endswith(f".{FAILED}.json"):
+                    store.delete(name)
 
 
 def _write_assets(
@@ -216,77 +219,6 @@ def _tiles(
             if size:
                 yield row, col, decode_tile(data[at : at + size], layout)
                 at += size
-
-
-def preview_of(tiles: Iterable[tuple[int, int, NDArray[np.generic]]], layout: Layout) -> tuple[bytes, bytes]:
-    """The preview COG with overviews, and the thumbnail PNG: the part with data, at most THUMBNAIL_PX wide and high."""
-    T = layout.tile_px
-    held = {(row, col): pixels for row, col, pixels in tiles}
-    if not held:
-        return _preview_cog(np.zeros((0, 0, 3), np.uint8), 0, 0, layout), _thumbnail(np.zeros((1, 1, 3), np.uint8))
-    # Pairs of tiles, so that the picture starts on the corner of a block of the preview (2 * T).
-    r0, c0 = min(r for r, _ in held) // 2 * 2, min(c for _, c in held) // 2 * 2
-    r1, c1 = max(r for r, _ in held) // 2 * 2 + 2, max(c for _, c in held) // 2 * 2 + 2
-    part = np.zeros(((r1 - r0) * T, (c1 - c0) * T, 3), np.uint8)
-    for (row, col), pixels in held.items():
-        part[(row - r0) * T : (row - r0 + 1) * T, (col - c0) * T : (col - c0 + 1) * T] = pixels
-    part = part[: layout.height_px - r0 * T, : layout.width_px - c0 * T]
-    return _preview_cog(part, r0 * T, c0 * T, layout), _thumbnail(part)
-
-
-def _preview_cog(part: NDArray[np.uint8], row: int, col: int, layout: Layout) -> bytes:
-    """A COG of the whole tile in which only `part`, at (row, col), is stored."""
-    profile = {
-        "driver": "GTiff",
-        "height": layout.height_px,
-        "width": layout.width_px,
-        "count": 3,
-        "dtype": "uint8",
-        "nodata": 0,
-        "crs": f"EPSG:{layout.epsg}",
-        "transform": rasterio.Affine(*layout.transform),
-        "tiled": True,
-        "blockxsize": 2 * layout.tile_px,
-        "blockysize": 2 * layout.tile_px,
-        "interleave": "pixel",
-        "photometric": "RGB",
-        "compress": "zstd",
-        "zstd_level": 1,
-        "sparse_ok": True,  # an island in an empty tile stays small
-    }
-    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as plain, MemoryFile() as cog:
-        with plain.open(**profile) as f:
-            if part.size:
-                window = rasterio.windows.Window(col, row, part.shape[1], part.shape[0])
-                f.write(np.moveaxis(part, -1, 0), window=window)
-            f.colorinterp = [rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue")]
-            f.update_tags(**dict(layout.tags))
-            f.build_overviews(PREVIEW_OVERVIEWS, rasterio.enums.Resampling.average)
-        with plain.open() as f:
-            options = {"blocksize": 2 * layout.tile_px, "compress": "zstd", "level": 1, "sparse_ok": True,
-                       "predictor": "YES", "overviews": "FORCE_USE_EXISTING"}  # fmt: skip
-            rasterio.shutil.copy(f, cog.name, driver="COG", **options)
-        return bytes(cog.getbuffer())
-
-
-def _thumbnail(whole: NDArray[np.uint8]) -> bytes:
-    there = whole.max(-1)
-    rows, cols = np.flatnonzero(there.max(1)), np.flatnonzero(there.max(0))
-    part = whole[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] if len(rows) else whole[:1, :1]
-    step = -(-max(part.shape[:2]) // THUMBNAIL_PX)
-    if step > 1:
-        h, w = part.shape[0] // step * step, part.shape[1] // step * step
-        boxes = part[:h, :w].reshape(h // step, step, w // step, step, 3).astype(np.uint32)
-        seen = boxes.any(-1).sum((1, 3))[..., None]
-        part = (boxes.sum((1, 3)) // np.maximum(seen, 1)).astype(np.uint8)
-    alpha = np.where(part.any(-1), 255, 0).astype(np.uint8)
-    grow = max(1, THUMBNAIL_PX // 2 // max(part.shape[:2]))  # a small region is shown large enough to see
-    rgba = np.concatenate([part, alpha[..., None]], -1).repeat(grow, 0).repeat(grow, 1)
-    with MemoryFile() as png, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture for browsers has no place on Earth
-        with png.open(driver="PNG", height=rgba.shape[0], width=rgba.shape[1], count=4, dtype="uint8") as f:
-            f.write(np.moveaxis(rgba, -1, 0))
-        return bytes(png.getbuffer())
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -3,12 +3,17 @@
 import contextlib
 import dataclasses
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from model.errors import BadInput
+
+PARTS = ".parts"  # folder of files that are still being written
+DAY_S = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Store(Protocol):
     def folders(self, prefix: str) -> list[str]: ...
     def delete(self, name: str) -> None: ...
     def delete_all(self, prefix: str) -> None: ...
+    def sweep(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalStore:
-    """A folder on a local disk. Writes go through a temporary file in the same folder, fsync and a link or rename."""
+    """A folder on a local disk. Writes go through a temporary file on the same disk, fsync and a link or rename."""
 
     root: str
 
@@ -60,11 +66,19 @@ class LocalStore:
             f.seek(start)
             return f.read() if length is None else f.read(length)
 
+    def _part(self) -> tuple[int, str]:
+        parts = Path(self.root) / PARTS
+        while True:
+            parts.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # swept by another process between the two lines
+                return tempfile.mkstemp(dir=parts, prefix=f"{socket.gethostname()}-{os.getpid()}-")
+
     @contextlib.contextmanager
     def _temporary(self, name: str) -> Iterator[tuple[BinaryIO, Path, Path]]:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        # Apart from what readers see, on the same disk; the name says whose it is (see `sweep`).
+        handle, temporary = self._part()
         try:
             with os.fdopen(handle, "wb") as f:
                 yield f, Path(temporary), path
@@ -104,10 +118,10 @@ class LocalStore:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        """Objects directly below `prefix` (a folder), sorted; without what is still being written."""
+        """Objects directly below `prefix` (a folder), sorted."""
         try:
             with os.scandir(self.path(prefix)) as entries:
-                found = [e.name for e in entries if e.is_file() and not e.name.startswith(".part-")]
+                found = [e.name for e in entries if e.is_file()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(f"{prefix}/{n}" if prefix else n for n in found)
@@ -116,7 +130,7 @@ class LocalStore:
         """Folders directly below `prefix`, sorted."""
         try:
             with os.scandir(self.path(prefix)) as entries:
-                found = [e.name for e in entries if e.is_dir()]
+                found = [e.name for e in entries if e.is_dir() and e.name != PARTS]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(f"{prefix}/{n}" if prefix else n for n in found)
@@ -125,14 +139,36 @@ class LocalStore:
         """Removes an object; nothing happens where there is none."""
         self.path(name).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes what dead writers left: of this machine those whose process is gone, of others after a day."""
+        parts = Path(self.root) / PARTS
+        for part in parts.glob("*"):
+            host, pid, _ = part.name.rsplit("-", 2)
+            with contextlib.suppress(FileNotFoundError):
+                old = time.time() - part.stat().st_mtime > DAY_S
+                if old or (host == socket.gethostname() and not _alive(int(pid))):
+                    part.unlink()
+        with contextlib.suppress(OSError):  # another writer is at work
+            parts.rmdir()
+
     def delete_all(self, prefix: str) -> None:
-        """Removes all objects below a folder, temporary files of dead writers too, and the folder."""
+        """Removes all objects below a folder, and the folder."""
         top = self.path(prefix)
         for folder, _, files in os.walk(top, topdown=False):
             for file in files:
                 (Path(folder) / file).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else may be writing or removing here
                 Path(folder).rmdir()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _settle(f: BinaryIO) -> None:

@@ -46,9 +46,8 @@ def demo(folder: str, api: bool, say: Callable[[str], None], bars: bool) -> dict
         raise BadInput(f"demo {folder}: there is a file of that name")
     say(f"1/6 the synthetic planet, in {root / 'planet'}")
     earth = planet.build(root / "planet", report=_counted(say, bars))
-    say(
-        f"2/6 inventory of {', '.join(earth.tiles)}, {PERIOD}, {'over a loopback STAC API' if api else 'from its files'}"
-    )
+    where = "over a loopback STAC API" if api else "from its files"
+    say(f"2/6 inventory of {', '.join(earth.tiles)}, {PERIOD}, {where}")
     inv, out = str(root / "inventory.parquet"), root / "out"
     with serve(earth.folder) if api else contextlib.nullcontext("") as url:
         catalogs = [(url or str(earth.catalog.parent), None)]

@@ -43,14 +43,14 @@ def untrained_profile(sizes: EncoderSizes = SIZES) -> Profile:
     return dataclasses.replace(profile_for("v2", sizes.native_dims), name="untrained", notes=NOTES)
 
 
-def write(out: Path = MODEL) -> None:
+def write(out: Path = MODEL, seed: int = SEED) -> None:
     """Writes the model file. Raises BadInput without PyTorch."""
     need("torch", "making the untrained model")
     from model.checkpoints import Checkpoint, args_of
     from model.export import export
 
-    tensors = random_weights(SIZES, SEED)
-    origin = {"kind": "untrained", "family": "v2", "seed": SEED, "args": args_of(SIZES)}
+    tensors = random_weights(SIZES, seed)
+    origin = {"kind": "untrained", "family": "v2", "seed": seed, "args": args_of(SIZES)}
     export(Checkpoint(tensors, SIZES, args_of(SIZES)), untrained_profile(), "untrained", origin, out)
 
 

@@ -127,7 +127,13 @@ def test_a_range_outside_the_file_is_refused(header):
 
 @pytest.mark.parametrize(
     "path",
-    ["/files/../planet.json", "/files/%2e%2e/%2e%2e/etc/passwd", "/collections/nothing", "/collections/a/items/b", "/x"],
+    [
+        "/files/../planet.json",
+        "/files/%2e%2e/%2e%2e/etc/passwd",
+        "/collections/nothing",
+        "/collections/a/items/b",
+        "/x",
+    ],
 )
 def test_what_is_not_in_the_catalogue_is_not_found(url, path):
     with pytest.raises(urllib.error.HTTPError) as e:

@@ -1,0 +1,89 @@
+"""A worker that dies in the middle, and one that comes when the disk is full."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import contents
+
+from pipeline.cli import run
+
+PROGRAM = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+
+
+def embed(world, out: Path, *more: str) -> list[str]:
+    return [
+        "embed",
+        world.inv,
+        "--model",
+        world.model,
+        "--out",
+        str(out),
+        "--bbox",
+        world.bbox,
+        "--block",
+        "256",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert run(embed(world, out)) == 0
+    return contents(out)
+
+
+def wait_for(out: Path, receipts: int, process: subprocess.Popen) -> None:
+    """Until so many receipts are there, by looking at the folder; never longer than the process lives."""
+    tick = threading.Event()
+    while process.poll() is None and len(list(out.glob("_runs/*/blocks/*.json"))) < receipts:
+        tick.wait(0.02)
+
+
+@pytest.mark.parametrize("receipts", [1, 4])
+def test_after_kill_9_the_next_run_finishes_with_the_bytes_of_an_undisturbed_one(
+    world, tmp_path, undisturbed, receipts, capfd
+):
+    out = tmp_path / "out"
+    process = subprocess.Popen(PROGRAM + embed(world, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(out, receipts, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was to die in the middle, not to end before"
+    before = len(list(out.glob("_runs/*/blocks/*.json")))
+
+    assert run([*embed(world, out), "--json"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert 0 < summary["totals"]["blocks_done"] <= summary["totals"]["blocks"] - before + 1
+    assert contents(out) == undisturbed
+    assert not (out / ".parts").exists(), "nothing half-written stays"
+
+
+def test_a_full_disk_stops_the_run_with_a_word_and_the_next_one_goes_on(
+    world, tmp_path, undisturbed, monkeypatch, capfd
+):
+    out = tmp_path / "out"
+    from transforms import storage
+
+    real, left = storage.os.fsync, [40]
+
+    def fsync(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(storage.os, "fsync", fsync)
+    assert run(embed(world, out)) == 1
+    said = capfd.readouterr().err
+    assert "No space left on device" in said and "Traceback" not in said
+    monkeypatch.setattr(storage.os, "fsync", real)
+    assert run(embed(world, out)) == 0
+    assert contents(out) == undisturbed
