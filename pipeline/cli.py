@@ -1,16 +1,14 @@
 """The command line: verbs, options and exit codes; what a verb does stands in its own module."""
 
-import errno
-import logging
 import shlex
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
 
 from model.errors import BadInput
 from pipeline import console, words
+from pipeline.exits import ended
 from transforms.periods import period_of
 from transforms.regions import Region, names_from_list, region_from_bbox, region_from_file, tiles_of
 
@@ -363,41 +361,11 @@ def _leave_with(code: int) -> None:
         raise typer.Exit(code)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the program and ends it with the exit code that the design gives."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
-
-
 def run(argv: list[str]) -> int:
     """Runs the program and returns its exit code."""
-    logging.getLogger().setLevel(logging.ERROR)  # libraries' advice to programmers does not help an operator
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what Beam logs as errors also comes as an exception
-    try:
-        result = app(args=argv, prog_name="tessera-beam", standalone_mode=False)
-        if result == console.INTERRUPTED:  # typer's word for Ctrl-C
-            return _interrupted()
-        return result if isinstance(result, int) else console.OK
-    except BadInput as e:
-        console.say(f"error: {e}")
-        return console.BAD_INPUT
-    except typer.Exit as e:
-        return e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except Exception as e:  # the border of the program
-        return _other(e)
+    return ended(app, argv)
 
 
-def _no_room(error: BaseException | None) -> OSError | None:
-    """The disk's own error behind an error: Beam raises a new one that has only its words."""
-    while error is not None:
-        if (full := _no_room(error)) is not None:
-        console.say(f"error: {full.strerror}: what is finished stays; make room and run the same command again")
-        return console.CRASHED
-    usage = getattr(error, "format_message", None)  # click's own: unknown options, missing arguments
-    if usage is not None:
-        console.say(f"error: {usage()}\nsee tessera-beam --help")
-        return console.BAD_INPUT
-    traceback.print_exception(error)
-    console.say("this is a fault of tessera-beam or of the machine, not of your input; what is finished stays")
-    return console.CRASHED
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

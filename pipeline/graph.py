@@ -9,8 +9,9 @@ import apache_beam as beam
 
 from pipeline.finish import finish_run
 from transforms import inventory
-from transforms.embed import EmbedBlock, PlanTiles, SweepTile, inventory_of
+from transforms.embed import inventory_of
 from transforms.plans import Plan
+from transforms.steps import EmbedBlock, PlanTiles, SweepTile
 from transforms.storage import open_store
 
 

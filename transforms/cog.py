@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import rasterio
-from rasterio.enums import Resampling
 from rasterio.io import DatasetWriter, MemoryFile
 
 from model.errors import BadInput
@@ -216,7 +215,7 @@ def encode_window(pixels: npt.NDArray[np.generic], layout: Layout) -> list[bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class _Template:
+class Template:
     """GDAL's own header for a layout, and where its tile tables stand.
 
     Attributes:
@@ -266,22 +265,22 @@ def _table(data: bytes, wanted: int, directory: int) -> tuple[int, np.dtype[Any]
 
 
 @functools.lru_cache(maxsize=64)  # a whole-tile header has 100 KB; one run has five layouts a tile
-def _template(layout: Layout, nodata: str) -> _Template:
+def _template(layout: Layout, nodata: str) -> Template:
     """The header of `layout` (whose own nodata is None: NaN would not be equal to itself) with this nodata."""
     profile = template_profile(layout) | {"nodata": float(nodata) if nodata else None}
     with MemoryFile() as memory:
         with memory.open(**profile) as dst:
             describe(dst, layout)
         data = bytes(memory.read())
-    return _template_from(data, directories(data)[0], layout.tiles_down * layout.tiles_across)
+    return template_from(data, directories(data)[0], layout.tiles_down * layout.tiles_across)
 
 
-def _template_from(data: bytes, directory: int, tiles: int) -> _Template:
+def template_from(data: bytes, directory: int, tiles: int) -> Template:
     offsets_at, offsets_type, found = _table(data, _TILE_OFFSETS, directory)
     counts_at, counts_type, _ = _table(data, _TILE_BYTE_COUNTS, directory)
     if found != tiles:
         raise BadInput(f"GDAL's header has {found} tiles, not {tiles}")
-    return _Template(data, offsets_at, counts_at, offsets_type, counts_type)
+    return Template(data, offsets_at, counts_at, offsets_type, counts_type)
 
 
 def describe(dst: DatasetWriter, layout: Layout) -> None:
@@ -314,7 +313,7 @@ def template_profile(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _template_of(layout: Layout) -> _Template:
+def _template_of(layout: Layout) -> Template:
     nodata = "" if layout.nodata is None else repr(float(layout.nodata))
     return _template(dataclasses.replace(layout, nodata=None), nodata)
 
@@ -351,25 +350,6 @@ def header(layout: Layout, offsets: npt.ArrayLike, counts: npt.ArrayLike) -> byt
     out = bytearray(template.data)
     template.fill(out, np.where(stored, where, 0), sizes)
     return bytes(out)
-
-
-def pyramid_header(layout: Layout, factors: tuple[int, ...]) -> tuple[bytes, list[_Template]]:
-    """The header of a file with overviews, empty, and the tables of each of its images, the full one first.
-
-    Args:
-      layout: of the full image. factors: of the overviews, ascending.
-    """
-    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as memory:
-        with memory.open(**template_profile(layout), nodata=layout.nodata) as dst:
-            describe(dst, layout)
-            dst.build_overviews(factors, Resampling.nearest)  # of nothing: the quickest way to the directories
-        data = bytes(memory.read())
-    found = directories(data)
-    shapes = [(-(-layout.height_px // f), -(-layout.width_px // f)) for f in (1, *factors)]
-    sizes = [-(-h // layout.tile_px) * -(-w // layout.tile_px) for h, w in shapes]
-    if len(found) != len(sizes):
-        raise BadInput(f"GDAL's header has {len(found)} images, not {len(sizes)}")
-    return data, [_template_from(data, at, n) for at, n in zip(found, sizes, strict=True)]
 
 
 def assemble(layout: Layout, tiles: Mapping[tuple[int, int], bytes]) -> bytes:

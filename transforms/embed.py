@@ -6,14 +6,11 @@ import functools
 import json
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.metrics import Metrics
-from apache_beam.utils.shared import Shared
 from numpy.typing import NDArray
 
 from model.errors import BadInput
@@ -26,14 +23,12 @@ from transforms.grid import TILE_PX, Block, Tile, tile_of
 from transforms.memory import Budget, budget_for
 from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
 from transforms.preview import Colours, colours_from_json
-from transforms.publish import TileFacts, publish_tile, published_item, published_revision
+from transforms.publish import TileFacts, publish_tile, published_item
 from transforms.read import ReadError, plain
 from transforms.receipts import DONE, FAILED, Desk, Receipt
 from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
 from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Scene
 from transforms.storage import LocalStore, Store, open_store
-
-NAMESPACE = "tessera"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,65 +335,3 @@ def publish_if_complete(worker: Worker, task: BlockTask) -> bool:
 
 def _now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@dataclasses.dataclass
-class PlanTiles(beam.DoFn):
-    """Tile names to the blocks that they still need; one look at the store a tile, on the workers."""
-
-    plan: Plan
-
-    def process(self, tile: str) -> Iterator[BlockTask]:
-        tasks = plan_tile(self.plan, tile)
-        Metrics.counter(NAMESPACE, "tiles_to_do" if tasks else "tiles_published_before").inc()
-        yield from tasks
-
-
-@dataclasses.dataclass
-class EmbedBlock(beam.DoFn):
-    """Blocks to (tile, status): the whole chain in one step, so that no pixel ever leaves it.
-
-    The session and the reader pool are the process's own, shared by its threads.
-    """
-
-    plan: Plan
-    shared: Shared = dataclasses.field(default_factory=Shared)
-
-    def setup(self) -> None:
-        self.worker: Worker = self.shared.acquire(lambda: open_worker(self.plan), tag=self.plan.run)
-
-    def process(self, task: BlockTask) -> Iterator[tuple[str, tuple[str, BlockTask]]]:
-        if self._needed(task):
-            receipt = embed_block(self.worker, task)
-            Metrics.counter(NAMESPACE, f"blocks_{receipt.status}").inc()
-            Metrics.counter(NAMESPACE, "pixels_embedded").inc(receipt.counts.get("embedded", 0))
-            if receipt.status == DONE:
-                publish_if_complete(self.worker, task)
-            yield task.block.tile, (receipt.status, task)
-
-    def _needed(self, task: BlockTask) -> bool:
-        plan, store = self.plan, self.worker.store
-        if plan.max_failures and len(store.names(f"_runs/{plan.run}/failed")) >= plan.max_failures:
-            Metrics.counter(NAMESPACE, "blocks_not_begun").inc()
-            return False
-        # Published meanwhile: by a bundle that ran before this one, and twice.
-        there = published_revision(store, task.block.tile, plan.period, plan.model_name)
-        return plan.force or there != task.revision
-
-
-@dataclasses.dataclass
-class SweepTile(beam.DoFn):
-    """Publishes a complete tile whose publisher died. Stands behind a GroupByKey, hence after all blocks."""
-
-    plan: Plan
-    shared: Shared = dataclasses.field(default_factory=Shared)
-
-    def process(self, element: tuple[str, Iterable[tuple[str, BlockTask]]]) -> Iterator[str]:
-        tile, outcomes = element
-        task = next(iter(outcomes))[1]
-        store = open_store(self.plan.out)
-        if published_revision(store, tile, self.plan.period, self.plan.model_name) != task.revision:
-            statuses = desk_of(self.plan, task).statuses(store)
-            if statuses and all(s == DONE for s in statuses.values()):
-                publish_if_complete(self.shared.acquire(lambda: open_worker(self.plan), tag=self.plan.run), task)
-        yield tile

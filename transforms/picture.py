@@ -5,11 +5,14 @@ import warnings
 from collections.abc import Iterable
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from transforms.cog import Layout, encode_tile, pyramid_header
+from model.errors import BadInput
+from transforms.cog import Layout, Template, describe, directories, encode_tile, template_from, template_profile
 
 THUMBNAIL_PX = 512
 OVERVIEWS = (2, 4, 8, 16, 32)  # 10,980 px down to 344: one screen
@@ -65,6 +68,25 @@ def pyramid(part: Picture, row: int, col: int, layout: Layout) -> bytes:
                 bodies.append(body)
         tables[n].fill(out, offsets, sizes)
     return bytes(out) + b"".join(bodies)
+
+
+def pyramid_header(layout: Layout, factors: tuple[int, ...]) -> tuple[bytes, list[Template]]:
+    """The header of a file with overviews, empty, and the tables of each of its images, the full one first.
+
+    Args:
+      layout: of the full image. factors: of the overviews, ascending.
+    """
+    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as memory:
+        with memory.open(**template_profile(layout), nodata=layout.nodata) as dst:
+            describe(dst, layout)
+            dst.build_overviews(factors, Resampling.nearest)  # of nothing: the quickest way to the directories
+        data = bytes(memory.read())
+    found = directories(data)
+    shapes = [(-(-layout.height_px // f), -(-layout.width_px // f)) for f in (1, *factors)]
+    sizes = [-(-h // layout.tile_px) * -(-w // layout.tile_px) for h, w in shapes]
+    if len(found) != len(sizes):
+        raise BadInput(f"GDAL's header has {len(found)} images, not {len(sizes)}")
+    return data, [template_from(data, at, n) for at, n in zip(found, sizes, strict=True)]
 
 
 def _halved(picture: Picture) -> Picture:

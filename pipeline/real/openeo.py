@@ -342,9 +342,11 @@ def _facts(s2: Cube, s1: Cube, tile: Tile, row: int, col: int) -> list[str]:
     clipped = sum(int((s1.bands[b] == MISSING - 1).sum()) for b in S1_BANDS)
     missing = sum(int((c.bands[b] == MISSING).sum()) for c in (s2, s1) for b in c.bands)
     red = s2.bands["B04"]
+    dark = (series.scale_s1(power_of(s1.bands["VH"])) == 0).mean()
     return [
         f"tile {tile.name}, row {row}, column {col}: on its 10 m and 20 m grids",
         f"{len(seen)} of {len(s2.days)} optical dates have a valid pixel: {', '.join(seen)}",
         f"B04 {red.min()}..{red.max()}, {np.percentile(red[valid], 50):.0f} in the middle of valid ones; "
         f"{clipped} radar values clipped at 65534, {missing} values missing in both cubes",
+        f"{dark:.2%} of VH lie under -25 dB, which the layout holds as 0",
     ]

@@ -123,7 +123,8 @@ def embed(cube: Cube, out: Path, model_path: str, warn: Callable[[str], None]) -
     checks = []
     for name, layout in _layouts(cube, model.dims, tags).items():
         path = out / NAME / f"{name}.tif"
-        write(path, layout, {(row, col): data for row, col, data in _tiles(rasters[name], layout)})
+        tiles = encode_window(rasters[name], layout)
+        write(path, layout, {divmod(n, layout.tiles_across): data for n, data in enumerate(tiles)})
         checks.append(_checked(path, cube, rasters[name]))
     picture = out / NAME / "preview.png"
     picture.write_bytes(thumbnail(np.asarray(rasters["preview"], np.uint8)))
@@ -144,11 +145,6 @@ def _layouts(cube: Cube, dims: int, tags: tuple[tuple[str, str], ...]) -> dict[s
         name: dataclasses.replace(layout, height_px=H, width_px=W, epsg=cube.epsg, transform=cube.transform)
         for name, layout in layouts_of(tile, dims, tags).items()
     }
-
-
-def _tiles(raster: NDArray[np.generic], layout: Layout) -> list[tuple[int, int, bytes]]:
-    tiles = encode_window(raster, layout)
-    return [(n // layout.tiles_across, n % layout.tiles_across, data) for n, data in enumerate(tiles)]
 
 
 def _checked(path: Path, cube: Cube, raster: NDArray[np.generic]) -> Check:
@@ -186,5 +182,6 @@ def _facts(cube: Cube, pixels: DPixels, made: dict[str, Any]) -> list[str]:
         f"optical: {shares.mean():.1%} of {pixels.masks.size:,} observations valid; nothing at all in "
         f"{', '.join(empty) or 'no month'}; {zeros} valid DN are 0",
         f"percentiles 1, 50, 99 of the d-pixels: B04 {red}, VV {vv}, VH {vh}",
+        f"{(pixels.sar_ascending[..., 1] == 0).mean():.2%} of VH lie under -25 dB, which the layout holds as 0",
         f"{made['embedded']:,} of {made['pixels']:,} pixels embedded by {made['model']} in {made['seconds']} s",
     ]

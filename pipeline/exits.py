@@ -1,0 +1,60 @@
+"""Exits: how the program ends, and with which exit code."""
+
+import errno
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from model.errors import BadInput
+from pipeline import console
+
+
+def ended(program: Callable[..., Any], argv: list[str]) -> int:
+    """Runs a program of typer's and returns its exit code (design, section 5)."""
+    logging.getLogger().setLevel(logging.ERROR)  # libraries' advice to programmers does not help an operator
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what Beam logs as errors also comes as an exception
+    try:
+        result = program(args=argv, prog_name="tessera-beam", standalone_mode=False)
+    except BadInput as e:
+        console.say(f"error: {e}")
+        return console.BAD_INPUT
+    except typer.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as e:  # the border of the program
+        return _other(e)
+    if result == console.INTERRUPTED:  # typer's word for Ctrl-C
+        return _interrupted()
+    return result if isinstance(result, int) else console.OK
+
+
+def _interrupted() -> int:
+    console.say("interrupted; what is finished stays, and the same command goes on from there")
+    return console.INTERRUPTED
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The disk's own error behind an error: Beam raises a new one that has only its words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _other(error: Exception) -> int:
+    """Exit code of what is neither bad input nor an interrupt."""
+    if (full := _no_room(error)) is not None:
+        console.say(f"error: {full.strerror}: what is finished stays; make room and run the same command again")
+        return console.CRASHED
+    usage = getattr(error, "format_message", None)  # click's own: unknown options, missing arguments
+    if usage is not None:
+        console.say(f"error: {usage()}\nsee tessera-beam --help")
+        return console.BAD_INPUT
+    traceback.print_exception(error)
+    console.say("this is a fault of tessera-beam or of the machine, not of your input; what is finished stays")
+    return console.CRASHED

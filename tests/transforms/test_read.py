@@ -1,0 +1,467 @@
+import dataclasses
+import http.server
+import itertools
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.warp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.enums import Resampling
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+
+from transforms import read
+from transforms.grid import tile_of
+from transforms.read import (
+    ReadError,
+    bilinear,
+    centres_in,
+    halo_px,
+    nearest,
+    nearest_across,
+    plain,
+    read_for,
+    read_patch,
+)
+from transforms.scenes import S2, Asset, Scene
+
+TILE = tile_of("33TWL")
+ZONE_32 = 32632  # the zone west of the tile's own
+# Examples write over one file: the folder is the test's, the content each example's.
+FEW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def scene(*assets):
+    return Scene(
+        "33TWL", S2, "x@y", "S2A_X", "2024-05-01T10:00:00.000000Z", 0, "descending", 122, "sentinel-2a", "05.10", 10.0,
+        "", "", 0, "", True, "", assets,
+    )  # fmt: skip
+
+
+def write(folder, data, left_m, top_m, size_m, epsg=TILE.epsg, nodata=0, name="f.tif", band="B05", **options):
+    """A GeoTIFF and the asset that describes it; `data` (h, w)."""
+    h, w = data.shape
+    transform = Affine(size_m, 0, left_m, 0, -size_m, top_m)
+    profile = {"driver": "GTiff", "height": h, "width": w, "count": 1, "dtype": data.dtype, "nodata": nodata} | options
+    with rasterio.open(folder / name, "w", crs=f"EPSG:{epsg}", transform=transform, **profile) as file:
+        file.write(data, 1)
+    return Asset(band, name, epsg, tuple(transform)[:6], h, w)
+
+
+def with_holes(rng, h, w, share, top=65536):
+    """Random DN of the whole range with nodata pixels and a nodata block."""
+    data = rng.integers(1, top, (h, w)).astype(np.uint16)
+    data[rng.random((h, w)) < share] = 0
+    if share and h > 3 and w > 3:
+        r, c = rng.integers(0, h - 2), rng.integers(0, w - 2)
+        data[r : r + 3, c : c + 3] = 0
+    return data
+
+
+def sampled(folder, asset, rows, cols):
+    patch = read_for(scene(asset), asset, str(folder), TILE, rows, cols, halo_px(asset, TILE))
+    return bilinear(patch, TILE, rows, cols)
+
+
+def picked(folder, asset, rows, cols, fill=0):
+    return nearest(read_for(scene(asset), asset, str(folder), TILE, rows, cols), TILE, rows, cols, fill)
+
+
+def grid_of(rows, cols):
+    return TILE.transform @ Affine.translation(cols.start, rows.start)
+
+
+def warped(folder, asset, rows, cols, resampling):
+    """The window by GDAL's warper, 0 where it finds nothing."""
+    with rasterio.open(folder / asset.href) as file:
+        on = {"crs": TILE.crs, "transform": grid_of(rows, cols), "height": len(rows), "width": len(cols)}
+        with WarpedVRT(file, resampling=resampling, **on) as vrt:
+            return vrt.read(1, masked=True).filled(0)
+
+
+def slow_bilinear(data, nodata, transform, row, col):
+    """One pixel by the recipe of golden/scenes_mpc, step 3."""
+    a, _, c, _, e, f = transform
+    x, y = TILE.left_m + col * 10 + 5, TILE.top_m - row * 10 - 5
+    u, v = (x - c) / a, (y - f) / e
+    h, w = data.shape
+
+    def tap(i, j):
+        return data[i, j] if 0 <= i < h and 0 <= j < w and data[i, j] != nodata else None
+
+    if tap(int(np.floor(v)), int(np.floor(u))) is None:
+        return 0
+    i, j = int(np.floor(v - 0.5)), int(np.floor(u - 0.5))
+    dv, du = v - 0.5 - i, u - 0.5 - j
+    total = weight = 0.0
+    for di, dj in itertools.product((0, 1), (0, 1)):
+        t = tap(i + di, j + dj)
+        w_tap = (dv if di else 1 - dv) * (du if dj else 1 - du)
+        if t is not None:
+            total, weight = total + w_tap * float(t), weight + w_tap
+    return int(np.floor(total / weight + 0.5))
+
+
+def cases_at(step_m):
+    """A file of 10 or 20 m somewhere near the window, its corner at any multiple of `step_m` from the tile's."""
+    phase = st.integers(0, 20 // step_m - 1).map(lambda n: n * step_m)
+    return st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 2**32 - 1),
+            "size_m": st.sampled_from([10, 20, 20]),
+            "phase_m": st.tuples(phase, phase),
+            "shape": st.tuples(st.integers(1, 24), st.integers(1, 24)),
+            "window": st.tuples(st.integers(-12, 40), st.integers(-12, 40), st.integers(1, 30), st.integers(1, 30)),
+            "share": st.sampled_from([0.0, 0.05, 0.5]),
+            "nodata": st.sampled_from([0, 0, 0, None, 7]),
+        }
+    )
+
+
+# Every phase that a product on multiples of 10 m has. With the centre on a border of two file pixels (5 m) GDAL itself
+# gives other values at the edge of what it has read: seen with GDAL 3.10.3.
+products = cases_at(10)
+anywhere = cases_at(5)
+
+
+def planted(folder, case):
+    """The case's file, its asset, the window's rows and columns."""
+    rng = np.random.default_rng(case["seed"])
+    data = with_holes(rng, *case["shape"], case["share"])
+    if case["nodata"] == 7:
+        data[data == 0] = 7
+    py, px = case["phase_m"]
+    base = 1000  # px from the tile's corner
+    asset = write(
+        folder, data, TILE.left_m + base * 10 + px, TILE.top_m - base * 10 - py, case["size_m"],
+        nodata=case["nodata"],
+    )  # fmt: skip
+    row, col, h, w = case["window"]
+    return data, asset, range(base + row, base + row + h), range(base + col, base + col + w)
+
+
+@FEW
+@given(products)
+def test_bilinear_is_gdal_s_warper_to_the_dn(tmp_path, case):
+    # Traps T37 (taps near nodata) and T38 (half up).
+    _, asset, rows, cols = planted(tmp_path, case)
+    got = sampled(tmp_path, asset, rows, cols)
+    assert got.dtype == np.uint16
+    np.testing.assert_array_equal(got, warped(tmp_path, asset, rows, cols, Resampling.bilinear))
+
+
+@FEW
+@given(anywhere)
+def test_bilinear_is_the_slow_recipe_pixel_by_pixel(tmp_path, case):
+    # Trap T37: dropped taps are renormalised; a centre in nodata stays nodata.
+    data, asset, rows, cols = planted(tmp_path, case)
+    wanted = [[slow_bilinear(data, case["nodata"], asset.transform, r, c) for c in cols] for r in rows]
+    np.testing.assert_array_equal(sampled(tmp_path, asset, rows, cols), np.array(wanted))
+
+
+def test_bilinear_equals_reproject_over_a_file_of_many_blocks(tmp_path):
+    rng = np.random.default_rng(3)
+    data = with_holes(rng, 300, 260, 0.05)
+    asset = write(
+        tmp_path, data, TILE.left_m + 510, TILE.top_m - 330, 20, tiled=True, blockxsize=64, blockysize=64,
+        compress="deflate",
+    )  # fmt: skip
+    rows, cols = range(20, 660), range(40, 590)
+    wanted = np.zeros((len(rows), len(cols)), np.uint16)
+    rasterio.warp.reproject(
+        data, wanted, src_transform=Affine(*asset.transform), src_crs=TILE.crs, dst_transform=grid_of(rows, cols),
+        dst_crs=TILE.crs, resampling=Resampling.bilinear, src_nodata=0, dst_nodata=0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(sampled(tmp_path, asset, rows, cols), wanted)
+
+
+def test_half_is_rounded_up(tmp_path):
+    # Trap T38. Weights 9, 3, 3, 1 sixteenths: (9 * 2 + 3 * 2 + 3 * 2 + 1 * 10) / 16 = 2.5.
+    asset = write(tmp_path, np.array([[2, 2], [2, 10]], np.uint16), TILE.left_m, TILE.top_m, 20)
+    assert sampled(tmp_path, asset, range(1, 2), range(1, 2)).tolist() == [[3]]
+
+
+def test_a_pixel_whose_centre_is_nodata_stays_nodata_and_its_neighbours_do_without_it(tmp_path):
+    # Trap T37: `read(out_shape=.., resampling=bilinear)` fills the hole instead.
+    data = np.array([[100, 0], [200, 300]], np.uint16)
+    asset = write(tmp_path, data, TILE.left_m, TILE.top_m, 20)
+    got = sampled(tmp_path, asset, range(0, 4), range(0, 4))
+    assert not got[:2, 2:].any()
+    assert got[1, 1] == (9 * 100 + 3 * 200 + 1 * 300 + 13 // 2) // 13
+
+
+@FEW
+@given(anywhere, st.integers(1, 9), st.integers(1, 9))
+def test_windows_of_any_size_agree(tmp_path, case, down, across):
+    _, asset, rows, cols = planted(tmp_path, case)
+    for sample in (sampled, picked):
+        whole = sample(tmp_path, asset, rows, cols)
+        for r, c in itertools.product(range(0, len(rows), down), range(0, len(cols), across)):
+            piece = sample(tmp_path, asset, rows[r : r + down], cols[c : c + across])
+            np.testing.assert_array_equal(piece, whole[r : r + down, c : c + across])
+
+
+@FEW
+@given(anywhere)
+def test_nearest_is_the_file_pixel_that_holds_the_centre(tmp_path, case):
+    data, asset, rows, cols = planted(tmp_path, case)
+    got = picked(tmp_path, asset, rows, cols, fill=3)
+    a, _, c, _, e, f = asset.transform
+    for (y, row), (x, col) in itertools.product(enumerate(rows), enumerate(cols)):
+        i = int(np.floor((TILE.top_m - row * 10 - 5 - f) / e))
+        j = int(np.floor((TILE.left_m + col * 10 + 5 - c) / a))
+        there = 0 <= i < data.shape[0] and 0 <= j < data.shape[1] and data[i, j] != case["nodata"]
+        assert got[y, x] == (data[i, j] if there else 3)
+
+
+@FEW
+@given(products)
+def test_nearest_is_gdal_s_warper(tmp_path, case):
+    _, asset, rows, cols = planted(tmp_path, case)
+    wanted = warped(tmp_path, asset, rows, cols, Resampling.nearest)
+    np.testing.assert_array_equal(picked(tmp_path, asset, rows, cols), wanted)
+
+
+def test_a_file_on_the_tile_s_grid_is_read_without_a_halo(tmp_path):
+    # One pixel more would decode the neighbouring blocks of every 10 m band.
+    data = np.arange(1, 401, dtype=np.uint16).reshape(20, 20)
+    on = write(tmp_path, data, TILE.left_m + 100, TILE.top_m - 100, 10, name="on.tif")
+    beside = write(tmp_path, data, TILE.left_m + 105, TILE.top_m - 100, 10, name="beside.tif")
+    coarse = write(tmp_path, data, TILE.left_m + 100, TILE.top_m - 100, 20, name="coarse.tif")
+    assert [halo_px(a, TILE) for a in (on, beside, coarse)] == [0, 1, 1]
+    np.testing.assert_array_equal(sampled(tmp_path, on, range(10, 30), range(10, 30)), data)
+
+
+def test_a_grid_that_is_not_at_quarters_is_refused(tmp_path):
+    asset = write(tmp_path, np.ones((9, 9), np.uint16), TILE.left_m + 3, TILE.top_m, 20)
+    with pytest.raises(ValueError, match="quarters were expected"):
+        sampled(tmp_path, asset, range(2, 4), range(2, 4))
+
+
+def other_zone(folder, rng, nodata=-32768.0):
+    """A radar file in the next zone that covers part of a window of the tile, and the window."""
+    rows, cols = range(5000, 5024), range(300, 331)
+    x, y = centres_in(TILE, ZONE_32, rows, cols)
+    data = rng.random((40, 33)).astype(np.float32)
+    data[rng.random(data.shape) < 0.2] = -32768
+    left, top = np.floor(x.min() / 10) * 10 + 30, np.ceil(y.max() / 10) * 10 - 40
+    return data, write(folder, data, left, top, 10, epsg=ZONE_32, nodata=nodata, band="VV"), rows, cols
+
+
+def test_nearest_across_zones_is_a_proj_transform_of_every_single_pixel(tmp_path):
+    data, asset, rows, cols = other_zone(tmp_path, np.random.default_rng(5))
+    got = nearest_across(scene(asset), asset, str(tmp_path), centres_in(TILE, ZONE_32, rows, cols), fill=-1)
+    a, _, c, _, e, f = asset.transform
+    outside = holes = 0
+    for (y, row), (x, col) in itertools.product(enumerate(rows), enumerate(cols)):
+        xs, ys = rasterio.warp.transform(
+            TILE.crs, f"EPSG:{ZONE_32}", [TILE.left_m + col * 10 + 5], [TILE.top_m - row * 10 - 5]
+        )
+        i, j = int(np.floor((ys[0] - f) / e)), int(np.floor((xs[0] - c) / a))
+        inside = 0 <= i < data.shape[0] and 0 <= j < data.shape[1]
+        outside += not inside
+        holes += inside and data[i, j] == -32768
+        assert got[y, x] == (data[i, j] if inside and data[i, j] != -32768 else -1)
+    assert outside and holes  # both kinds of "no data" were met
+
+
+@settings(FEW, max_examples=20)
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_nearest_across_zones_does_not_depend_on_the_window(tmp_path, down, across):
+    # GDAL's approximate transformer picks other pixels in other windows (golden/scenes_mpc, README).
+    _, asset, rows, cols = other_zone(tmp_path, np.random.default_rng(6))
+
+    def of(rows, cols):
+        return nearest_across(scene(asset), asset, str(tmp_path), centres_in(TILE, ZONE_32, rows, cols), fill=0)
+
+    whole = of(rows, cols)
+    for r, c in itertools.product(range(0, len(rows), down), range(0, len(cols), across)):
+        np.testing.assert_array_equal(of(rows[r : r + down], cols[c : c + across]), whole[r : r + down, c : c + across])
+
+
+def test_a_file_in_another_zone_that_lies_elsewhere_gives_the_fill(tmp_path):
+    data = np.ones((4, 4), np.float32)
+    asset = write(tmp_path, data, 300000, 4000000, 10, epsg=ZONE_32, nodata=None, band="VV")
+    centres = centres_in(TILE, ZONE_32, range(3), range(2))
+    assert (nearest_across(scene(asset), asset, str(tmp_path), centres, fill=0) == np.zeros((3, 2))).all()
+
+
+def test_nan_can_be_the_nodata_value(tmp_path):
+    data = np.array([[1, np.nan]], np.float32)
+    asset = write(tmp_path, data, TILE.left_m, TILE.top_m, 10, nodata=np.nan, band="VV")
+    assert picked(tmp_path, asset, range(1), range(3), fill=5).tolist() == [[1, 5, 5]]
+
+
+def a_file(folder, **options):
+    data = np.random.default_rng(1).integers(1, 9999, (64, 64)).astype(np.uint16)
+    return write(folder, data, TILE.left_m, TILE.top_m, 20, tiled=True, blockxsize=16, blockysize=16, **options)
+
+
+def everything(folder, asset):
+    return read_patch(scene(asset), asset, str(folder), 0, 0, asset.height_px, asset.width_px)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 0.5, 0.99])
+def test_a_file_that_ends_early_is_an_error_and_never_zeros(tmp_path, kept):
+    # Trap T39: the reference drops the date without a word.
+    asset = a_file(tmp_path, compress="deflate")
+    file = tmp_path / asset.href
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
+    with pytest.raises(ReadError) as error:
+        everything(tmp_path, asset)
+    assert (error.value.scene, error.value.band) == ("S2A_X", "B05")
+    assert error.value.reason
+
+
+def test_damaged_bytes_in_a_tile_are_an_error(tmp_path):
+    asset = a_file(tmp_path, compress="deflate")
+    file = tmp_path / asset.href
+    data = bytearray(file.read_bytes())
+    data[-3000:-2000] = bytes(1000)
+    file.write_bytes(data)
+    with pytest.raises(ReadError):
+        everything(tmp_path, asset)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    asset = dataclasses.replace(a_file(tmp_path), href="gone.tif")
+    with pytest.raises(ReadError, match=r"S2A_X B05: .*gone\.tif"):
+        everything(tmp_path, asset)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"height_px": 65}, "64 x 64 px, its item says 65 x 64"),
+        ({"width_px": 63}, "64 x 64 px, its item says 64 x 63"),
+        ({"epsg": 32634}, "CRS is EPSG:32633, its item says EPSG:32634"),
+        ({"transform": (20.0, 0.0, TILE.left_m + 20.0, 0.0, -20.0, TILE.top_m)}, "geotransform"),
+        ({"transform": (10.0, 0.0, TILE.left_m, 0.0, -10.0, TILE.top_m)}, "geotransform"),
+    ],
+)
+def test_a_file_that_is_not_what_its_item_says_is_refused_with_both_sides(tmp_path, change, words):
+    asset = dataclasses.replace(a_file(tmp_path), **change)
+    with pytest.raises(ReadError, match=words):
+        everything(tmp_path, asset)
+
+
+def test_a_file_with_two_bands_is_refused(tmp_path):
+    asset = a_file(tmp_path)
+    with rasterio.open(tmp_path / asset.href) as file:
+        profile, data = file.profile, file.read(1)
+    with rasterio.open(tmp_path / asset.href, "w", **profile | {"count": 2}) as file:
+        file.write(np.stack([data, data]))
+    with pytest.raises(ReadError, match="has 2 bands, one was expected"):
+        everything(tmp_path, asset)
+
+
+def test_a_file_without_a_crs_is_refused(tmp_path):
+    asset = a_file(tmp_path)
+    with rasterio.open(tmp_path / asset.href) as file:
+        profile, data = file.profile, file.read()
+    with rasterio.open(tmp_path / asset.href, "w", **profile | {"crs": None}) as file:
+        file.write(data)
+    with pytest.raises(ReadError, match=r"CRS is None, its item says EPSG:32633"):
+        everything(tmp_path, asset)
+
+
+def test_a_window_that_misses_the_file_is_no_data(tmp_path):
+    asset = a_file(tmp_path)
+    patch = read_patch(scene(asset), asset, str(tmp_path), 100, -50, 7, 5)
+    assert patch.data.shape == (7, 5)
+    assert not patch.valid().any()
+
+
+def test_a_window_that_misses_the_file_still_finds_that_the_file_is_gone(tmp_path):
+    asset = dataclasses.replace(a_file(tmp_path), href="gone.tif")
+    with pytest.raises(ReadError):
+        read_patch(scene(asset), asset, str(tmp_path), 100, -50, 7, 5)
+
+
+def test_an_optical_file_of_another_zone_is_refused(tmp_path):
+    asset = a_file(tmp_path, epsg=ZONE_32)
+    with pytest.raises(ReadError, match=r"EPSG:32632 is not that of tile 33TWL"):
+        read_for(scene(asset), asset, str(tmp_path), TILE, range(4), range(4))
+
+
+def test_a_read_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(ReadError("S2A_X", "B05", "gone")))
+    assert (error.scene, error.band, error.reason, str(error)) == ("S2A_X", "B05", "gone", "S2A_X B05: gone")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="?"), max_size=20))
+def test_no_query_string_is_ever_shown(text):
+    token = "sig=SECRET&se=2030"
+    for url in (f"https://h/f.tif?{token}", f"/vsicurl/https://h/f.tif?{token}"):
+        assert "SECRET" not in plain(f"{text}'{url}': {text}\n{url} {text}")
+        assert "SECRET" not in plain(f"{text} {url}")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A loopback server over tmp_path with signed URLs; retries would only make the refused requests slow."""
+    monkeypatch.setitem(read.GDAL_OPTIONS, "GDAL_HTTP_MAX_RETRY", "0")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):  # noqa: N802 - the name is the library's
+            path, _, query = self.path.partition("?")
+            file = tmp_path / Path(path).name
+            status, body = (200, file.read_bytes()) if query == "sig=SECRET" and file.exists() else (404, b"")
+            first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            extra = {}
+            if status == 200 and first:
+                end = min(int(last) if last else len(body) - 1, len(body) - 1)
+                status, extra = 206, {"Content-Range": f"bytes {first}-{end}/{len(body)}"}
+                body = body[int(first) : end + 1]
+            self.send_response(status)
+            for key, value in {**extra, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield lambda asset: dataclasses.replace(
+        asset, href=f"http://127.0.0.1:{server.server_port}/{tmp_path.name}/{asset.href}?sig=SECRET"
+    )
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_signed_url_is_read(tmp_path, served):
+    asset = a_file(tmp_path, compress="deflate")
+    wanted = everything(tmp_path, asset).data
+    np.testing.assert_array_equal(everything(tmp_path, served(asset)).data, wanted)
+
+
+@pytest.mark.parametrize("fault", ["gone", "short", "other size"])
+def test_an_error_about_a_signed_url_does_not_show_its_signature(tmp_path, served, fault):
+    asset = served(a_file(tmp_path, compress="deflate"))
+    file = tmp_path / "f.tif"
+    if fault == "gone":
+        file.unlink()
+    elif fault == "short":
+        file.write_bytes(file.read_bytes()[:-2000])
+    else:
+        asset = dataclasses.replace(asset, width_px=1)
+    with pytest.raises(ReadError) as error:
+        everything(tmp_path, asset)
+    for text in (str(error.value), repr(error.value), repr(error.value.__cause__)):
+        assert "SECRET" not in text
+        assert "sig=" not in text
