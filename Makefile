@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,xarray,dev))
 
-.PHONY: env demo test test-slow lint types format lock clean
+.PHONY: env demo test test-slow lint types format real bench demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -40,6 +40,15 @@ format: $(DEV)/.ready
 
 types: $(DEV)/.ready
 	$(DEV)/bin/mypy
+
+real: $(RUN)/.ready
+	$(RUN)/bin/python -m pipeline.real.run ../shared/real-data real-out
+
+bench: $(DEV)/.ready
+	$(DEV)/bin/python bench/encoder.py
+
+demo-model: $(DEV)/.ready
+	$(DEV)/bin/python -m pipeline.demo.untrained
 
 lock: $(DEV)/.ready
 	$(DEV)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra cpu --extra train --extra gcp \

@@ -284,7 +284,7 @@ def verify(
 
 @app.command()
 def report(out: Out, as_json: Json = False) -> None:
-    """Write OUT/report.html: map, pictures, counts, failures, timings.
+    """Write OUT/_runs/report.html: map, pictures, counts, failures, timings.
 
     Example: tessera-beam report out
     """

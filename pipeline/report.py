@@ -38,6 +38,7 @@ from pipeline.report_map import (
 from transforms.grid import TILE_PX, footprint, tile_of
 from transforms.stac_geometry import bbox_of, geometry_of
 
+PAGE = "_runs/report.html"  # beside the clocks that it shows: all else in an output is the same in every run
 CARDS = 200  # tiles, above which they become rows of a table
 TABLE_ROWS = 20_000
 FAILURE_ROWS = 2_000
@@ -345,7 +346,7 @@ def render(facts: Facts) -> str:
 
 
 def report(out_folder: str | Path) -> Path:
-    """Writes `report.html` into an output folder and returns its path.
+    """Writes the page into an output folder and returns its path.
 
     The page holds everything that it shows. Pieces that are not there yet are left out, so that an output can be
     looked at while it grows.
@@ -354,6 +355,7 @@ def report(out_folder: str | Path) -> Path:
       BadInput: no local folder, or not one that this project writes.
     """
     facts = facts_of(out_folder, CARDS)
-    path = facts.out / "report.html"
+    path = facts.out / PAGE
+    path.parent.mkdir(exist_ok=True)
     path.write_text(render(facts), encoding="utf-8")
     return path

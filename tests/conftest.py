@@ -40,5 +40,5 @@ def contents(out: Path) -> dict[str, str]:
     return {
         str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(out.rglob("*"))
-        if p.is_file() and p.relative_to(out).parts[0] not in ("_runs", "_work", "report.html")
+        if p.is_file() and p.relative_to(out).parts[0] not in ("_runs", "_work")
     }

@@ -269,6 +269,9 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             timings_s={k: round(v, 3) for k, v in timings.items()},
             ended=_now(),
         )
+    except (KeyboardInterrupt, SystemExit):
+        desk.withdraw(store, block.name, attempt)
+        raise
     except ReadError as e:
         receipt = dataclasses.replace(head, reason=e.reason, scene=e.scene, band=e.band, ended=_now())
     except Exception as e:  # the border of the unit of failure: whatever a block does, the run goes on

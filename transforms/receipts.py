@@ -112,6 +112,10 @@ class Desk:
         for n in range(1, ATTEMPTS + 1):
             store.delete(f"{self.folder}/{block}.attempt{n}")
 
+    def withdraw(self, store: Store, block: str, attempt: int) -> None:
+        """Takes an attempt back: the worker was asked to stop, the block did not stop it."""
+        store.delete(f"{self.folder}/{block}.attempt{attempt}")
+
     def begin(self, store: Store, block: str) -> int:
         """Marks an attempt. Returns its number, or 0 when the block has already killed `ATTEMPTS` workers."""
         for n in range(1, ATTEMPTS + 1):

@@ -33,7 +33,7 @@ SIZE_M = 3200
 S2_BLOCK_PX = 1024  # internal tiles of Earth Search's COGs
 S1_BLOCK_PX = 512  # and of Planetary Computer's RTC
 # Small islands are for tests: compressing what is empty in large blocks would take most of their time.
-_SMALL_M, _SMALL_BLOCK_PX = 1600, 512
+_SMALL_M, _SMALL_BLOCK_PX = 1600, 256
 
 Window = tuple[int, int, int, int]
 
@@ -174,7 +174,7 @@ def build(
     """Builds the planet in `folder`, or takes the one that is there. Equal parameters give equal bytes.
 
     An island of 3,200 m takes 97 MB and some ten seconds; one of 640 m (for tests) 12 MB and three, with internal
-    tiles of 512 px instead of the catalogues' own.
+    tiles of 256 px instead of the catalogues' own.
 
     Args:
       folder: made where it is missing; empty, or of an earlier build.

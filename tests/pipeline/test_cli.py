@@ -111,8 +111,8 @@ def test_the_way_of_a_user_from_catalogue_to_report(call, world, tmp_path):
     """inventory, explain, quote, dry run, embed, status, verify, report: words on stdout, or one JSON object."""
     inv, out = tmp_path / "inv.parquet", tmp_path / "out"
     area = ["--bbox", world.bbox, "--tiles", "33TUL"]
-    code, said, _ = call("inventory", "build", "--catalog", world.earth.folder, "--period", "2024", "--bbox", world.bbox,
-                         "--out", inv, "--json")  # fmt: skip
+    search = ["--catalog", world.earth.folder, "--period", "2024", "--bbox", world.bbox]
+    code, said, _ = call("inventory", "build", *search, "--out", inv, "--json")
     assert code == 0
     assert set(json.loads(said)["tiles"]) == {*world.earth.tiles, "33TUK"}  # which holds the island and has no scene
     scene = next(iter(world.earth.s2_ids("33TUL")))

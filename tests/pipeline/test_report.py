@@ -190,8 +190,8 @@ def page_of(folder):
 
 
 def test_the_page_loads_nothing_but_what_it_holds(out):
-    assert report(out) == out / "report.html"
-    text = (out / "report.html").read_text(encoding="utf-8")
+    assert report(out) == out / "_runs/report.html"
+    text = (out / "_runs/report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.fetched) == 4 and all(u.startswith("data:image/png;base64,") for u in page.fetched)
     assert "@import" not in text and "url(" not in text and "http" not in text.replace("http-equiv", "")
@@ -201,8 +201,8 @@ def test_every_link_leads_to_a_part_of_the_page_or_a_file_of_the_folder(out):
     page = page_of(out)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-    assert all((out / link).is_file() for link in page.links if not link.startswith("#"))
-    assert f"2024/33TWL/{REV8}/embeddings.tif" in page.links
+    assert all((out / "_runs" / link).is_file() for link in page.links if not link.startswith("#"))
+    assert f"../2024/33TWL/{REV8}/embeddings.tif" in page.links
 
 
 def test_the_headline_counts_tiles_pixels_blocks_and_time(out):

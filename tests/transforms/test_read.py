@@ -33,7 +33,7 @@ from transforms.scenes import S2, Asset, Scene
 TILE = tile_of("33TWL")
 ZONE_32 = 32632  # the zone west of the tile's own
 # Examples write over one file: the folder is the test's, the content each example's.
-FEW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def scene(*assets):
@@ -77,11 +77,18 @@ def grid_of(rows, cols):
 
 
 def warped(folder, asset, rows, cols, resampling):
-    """The window by GDAL's warper, 0 where it finds nothing."""
+    """The window by GDAL's warper, 0 where it finds nothing.
+
+    The window is cut from a larger one: for one of a few pixels GDAL takes the source's margin for a change of scale
+    and averages over more taps (seen with GDAL 3.10.3: a window of 4 x 4 differs in every pixel, one of 9 x 9 in none).
+    """
+    margin_px = 40
+    top, left = (range(v.start - margin_px, v.stop + margin_px) for v in (rows, cols))
     with rasterio.open(folder / asset.href) as file:
-        on = {"crs": TILE.crs, "transform": grid_of(rows, cols), "height": len(rows), "width": len(cols)}
+        on = {"crs": TILE.crs, "transform": grid_of(top, left), "height": len(top), "width": len(left)}
         with WarpedVRT(file, resampling=resampling, **on) as vrt:
-            return vrt.read(1, masked=True).filled(0)
+            whole = vrt.read(1, masked=True).filled(0)
+    return whole[margin_px:-margin_px, margin_px:-margin_px]
 
 
 def slow_bilinear(data, nodata, transform, row, col):
@@ -107,15 +114,15 @@ def slow_bilinear(data, nodata, transform, row, col):
     return int(np.floor(total / weight + 0.5))
 
 
-def cases_at(step_m):
-    """A file of 10 or 20 m somewhere near the window, its corner at any multiple of `step_m` from the tile's."""
-    phase = st.integers(0, 20 // step_m - 1).map(lambda n: n * step_m)
+def cases_of(least_px):
+    """A file of 10 or 20 m near a window, its corner at any multiple of 5 m from the tile's: every phase there is."""
+    phase_m, side_px = st.sampled_from([0, 5, 10, 15]), st.integers(least_px, 24)
     return st.fixed_dictionaries(
         {
             "seed": st.integers(0, 2**32 - 1),
             "size_m": st.sampled_from([10, 20, 20]),
-            "phase_m": st.tuples(phase, phase),
-            "shape": st.tuples(st.integers(1, 24), st.integers(1, 24)),
+            "phase_m": st.tuples(phase_m, phase_m),
+            "shape": st.tuples(side_px, side_px),
             "window": st.tuples(st.integers(-12, 40), st.integers(-12, 40), st.integers(1, 30), st.integers(1, 30)),
             "share": st.sampled_from([0.0, 0.05, 0.5]),
             "nodata": st.sampled_from([0, 0, 0, None, 7]),
@@ -123,10 +130,10 @@ def cases_at(step_m):
     )
 
 
-# Every phase that a product on multiples of 10 m has. With the centre on a border of two file pixels (5 m) GDAL itself
-# gives other values at the edge of what it has read: seen with GDAL 3.10.3.
-products = cases_at(10)
-anywhere = cases_at(5)
+cases = cases_of(1)
+gdal_cases = cases_of(
+    2
+)  # of a file that is one pixel wide GDAL takes the scale wrongly, as of a window of a few pixels
 
 
 def planted(folder, case):
@@ -146,7 +153,7 @@ def planted(folder, case):
 
 
 @FEW
-@given(products)
+@given(gdal_cases)
 def test_bilinear_is_gdal_s_warper_to_the_dn(tmp_path, case):
     # Traps T37 (taps near nodata) and T38 (half up).
     _, asset, rows, cols = planted(tmp_path, case)
@@ -156,7 +163,7 @@ def test_bilinear_is_gdal_s_warper_to_the_dn(tmp_path, case):
 
 
 @FEW
-@given(anywhere)
+@given(cases)
 def test_bilinear_is_the_slow_recipe_pixel_by_pixel(tmp_path, case):
     # Trap T37: dropped taps are renormalised; a centre in nodata stays nodata.
     data, asset, rows, cols = planted(tmp_path, case)
@@ -190,13 +197,13 @@ def test_a_pixel_whose_centre_is_nodata_stays_nodata_and_its_neighbours_do_witho
     # Trap T37: `read(out_shape=.., resampling=bilinear)` fills the hole instead.
     data = np.array([[100, 0], [200, 300]], np.uint16)
     asset = write(tmp_path, data, TILE.left_m, TILE.top_m, 20)
-    got = sampled(tmp_path, asset, range(0, 4), range(0, 4))
+    got = sampled(tmp_path, asset, range(4), range(4))
     assert not got[:2, 2:].any()
     assert got[1, 1] == (9 * 100 + 3 * 200 + 1 * 300 + 13 // 2) // 13
 
 
-@FEW
-@given(anywhere, st.integers(1, 9), st.integers(1, 9))
+@settings(FEW, max_examples=15)
+@given(cases, st.integers(4, 13), st.integers(4, 13))
 def test_windows_of_any_size_agree(tmp_path, case, down, across):
     _, asset, rows, cols = planted(tmp_path, case)
     for sample in (sampled, picked):
@@ -207,7 +214,7 @@ def test_windows_of_any_size_agree(tmp_path, case, down, across):
 
 
 @FEW
-@given(anywhere)
+@given(cases)
 def test_nearest_is_the_file_pixel_that_holds_the_centre(tmp_path, case):
     data, asset, rows, cols = planted(tmp_path, case)
     got = picked(tmp_path, asset, rows, cols, fill=3)
@@ -220,7 +227,7 @@ def test_nearest_is_the_file_pixel_that_holds_the_centre(tmp_path, case):
 
 
 @FEW
-@given(products)
+@given(gdal_cases)
 def test_nearest_is_gdal_s_warper(tmp_path, case):
     _, asset, rows, cols = planted(tmp_path, case)
     wanted = warped(tmp_path, asset, rows, cols, Resampling.nearest)
@@ -270,8 +277,8 @@ def test_nearest_across_zones_is_a_proj_transform_of_every_single_pixel(tmp_path
     assert outside and holes  # both kinds of "no data" were met
 
 
-@settings(FEW, max_examples=20)
-@given(st.integers(1, 12), st.integers(1, 12))
+@settings(FEW, max_examples=8)
+@given(st.integers(3, 12), st.integers(3, 12))
 def test_nearest_across_zones_does_not_depend_on_the_window(tmp_path, down, across):
     # GDAL's approximate transformer picks other pixels in other windows (golden/scenes_mpc, README).
     _, asset, rows, cols = other_zone(tmp_path, np.random.default_rng(6))
@@ -411,7 +418,7 @@ def served(tmp_path, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self):  # noqa: N802 - the name is the library's
+        def do_GET(self):
             path, _, query = self.path.partition("?")
             file = tmp_path / Path(path).name
             status, body = (200, file.read_bytes()) if query == "sig=SECRET" and file.exists() else (404, b"")
@@ -434,7 +441,7 @@ def served(tmp_path, monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield lambda asset: dataclasses.replace(
         asset, href=f"http://127.0.0.1:{server.server_port}/{tmp_path.name}/{asset.href}?sig=SECRET"

@@ -1,10 +1,7 @@
 import copy
-import importlib.resources
 import io
 import json
-from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,12 +9,12 @@ import pystac
 import pystac.validation
 import pytest
 import rasterio
-import referencing
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from shapely.geometry import box, shape
+from stac_schemas import SCHEMAS, complaints, schema_documents
 
 from model.errors import BadInput
 from model.profile import ES_C1, PC_RTC, profile_for
@@ -29,7 +26,6 @@ from transforms.stac_assets import ASSET_KEYS, REASON_BITS
 from transforms.stac_geometry import bbox_of, geometry_of, union_of
 from transforms.stac_index import items_parquet, read_items_parquet
 
-SCHEMAS = Path(__file__).parents[2] / "../shared/schemas"
 needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the published STAC schemas are not in ../shared")
 PROFILE = profile_for("v2", 16)
 SHA = "ab" * 32
@@ -74,34 +70,6 @@ def a_collection(items, **changed):
         "created": CREATED,
     }
     return stac.collection(**{**fields, **changed})
-
-
-def schema_documents():
-    """The published schemas by address, with the GeoJSON ones that pystac carries."""
-    documents = {}
-    for path in sorted(SCHEMAS.rglob("*.json")):
-        document = json.loads(path.read_text())
-        if "$schema" in document and path.name != "processing-v1.1.0.json":  # its $id is that of v1.0.0
-            documents[document["$id"].rstrip("#")] = document
-    for name in ("Feature", "Geometry"):
-        text = importlib.resources.files("pystac.validation.jsonschemas").joinpath(f"geojson/{name}.json").read_text()
-        documents[f"https://geojson.org/schema/{name}.json"] = json.loads(text)
-    return documents
-
-
-def complaints(record):
-    """What the core schema and those of all declared extensions say against a record."""
-    documents = schema_documents()
-    registry = referencing.Registry().with_resources(
-        (uri, referencing.Resource.from_contents(document)) for uri, document in documents.items()
-    )
-    core = "item" if record["type"] == "Feature" else "collection"
-    uris = [f"https://schemas.stacspec.org/v1.0.0/{core}-spec/json-schema/{core}.json", *record["stac_extensions"]]
-    found = []
-    for uri in uris:
-        validator = jsonschema.Draft7Validator(documents[uri.rstrip("#")], registry=registry)
-        found += [f"{uri}: {e.message}" for e in validator.iter_errors(record)]
-    return found
 
 
 ITEMS = {

@@ -1,0 +1,209 @@
+"""What others find in an output: COGs, STAC, the right place on Earth; and tiles whose publisher died or raced."""
+
+import dataclasses
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import odc.stac
+import pystac
+import pytest
+import rasterio
+from conftest import SHARED, contents
+from rasterio.warp import transform
+from rio_cogeo.cogeo import cog_validate
+from stac_schemas import complaints
+
+from pipeline.embed import EmbedOptions, embed, make_plan
+from transforms import embed as steps
+from transforms.embed import embed_block, open_worker, plan_tile, publish_if_complete
+from transforms.fragments import RASTERS
+from transforms.grid import TILE_PX, tile_of
+from transforms.plans import desk_of
+from transforms.publish import published_revision
+from transforms.receipts import DONE
+from transforms.regions import region_from_bbox
+from transforms.storage import open_store
+
+TILE = "33TUL"
+
+
+@pytest.fixture(scope="module")
+def options(world):
+    return EmbedOptions(region=region_from_bbox(world.bbox), block_px=256, tiles=(TILE,))
+
+
+@pytest.fixture(scope="module")
+def out(world, options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "out"
+    embed(world.inv, world.model, str(folder), options, "embed", lambda _: None, False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def item(out):
+    return json.loads(next((out / "2024" / TILE).glob("*.json")).read_text())
+
+
+@pytest.mark.parametrize("key", RASTERS)
+def test_every_raster_is_a_valid_cog_in_the_right_place(out, item, key):
+    path = out / "2024" / TILE / item["assets"][key]["href"]
+    valid, errors, _ = cog_validate(path)
+    assert valid, errors
+    tile = tile_of(TILE)
+    with rasterio.open(path) as f:
+        assert (f.height, f.width) == (TILE_PX, TILE_PX)
+        assert f.crs.to_epsg() == tile.epsg
+        assert tuple(f.bounds) == tile.bounds_m
+        assert f.transform.e < 0, "north-up"
+        assert f.count == 1 or f.profile["interleave"] == "pixel"
+        assert f.profile["compress"] == "zstd"
+        assert f.tags()["TESSERA_REVISION"] == item["properties"]["tessera:revision"]
+
+
+def test_the_island_lies_where_the_planet_has_it(world, out, item):
+    west, south, east, north = world.earth.bbox
+    with rasterio.open(out / "2024" / TILE / item["assets"]["scales"]["href"]) as f:
+        rows, cols = np.nonzero(np.isfinite(f.read(1)))
+        x, y = f.transform * (cols + 0.5, rows + 0.5)
+        lon, lat = transform(f.crs, "EPSG:4326", x, y)
+    assert west - 1e-4 < min(lon) and max(lon) < east + 1e-4
+    assert south - 1e-4 < min(lat) and max(lat) < north + 1e-4
+
+
+def test_odc_stac_loads_the_embeddings(world, out, item):
+    stac = pystac.Item.from_file(str(next((out / "2024" / TILE).glob("*.json"))))
+    row, col, height, width = world.earth.island(TILE)
+    tile = tile_of(TILE)
+    x0, y1 = tile.left_m + col * 10, tile.top_m - row * 10
+    cube = odc.stac.load(
+        [stac], bands=["embeddings.1", "embeddings.128", "scales"], crs=tile.crs, resolution=10,
+        x=(x0, x0 + width * 10), y=(y1 - height * 10, y1),
+    )  # fmt: skip
+    with rasterio.open(out / "2024" / TILE / item["assets"]["embeddings"]["href"]) as f:
+        want = f.read([1, 128], window=rasterio.windows.Window(col, row, width, height))
+    assert np.array_equal(cube["embeddings.1"].values[0], want[0])
+    assert np.array_equal(cube["embeddings.128"].values[0], want[1])
+    assert np.isfinite(cube["scales"].values).any()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared STAC schemas are not beside the project")
+def test_item_and_collection_follow_every_schema_they_declare(out, item):
+    assert complaints(item) == []
+    assert complaints(json.loads((out / "collection.json").read_text())) == []
+
+
+def test_no_clock_and_no_host_stands_in_a_published_file(out):
+    """`created` is the inventory's freeze time; the tests of two runs hold the bytes."""
+    import socket
+
+    for path in (out / "2024").rglob("*"):
+        if path.is_file():
+            assert socket.gethostname().encode() not in path.read_bytes() or len(socket.gethostname()) < 6, path
+    created = {json.loads(p.read_text())["properties"]["created"] for p in (out / "2024").rglob("*.json")}
+    assert created == {"2026-01-01T00:00:00Z"}
+
+
+@pytest.fixture
+def worker(world, options, tmp_path):
+    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path / "out"), options)
+    return open_worker(plan)
+
+
+def same_tile(worker, out: Path) -> bool:
+    def of(folder):
+        return {k: v for k, v in contents(Path(folder)).items() if k.startswith("2024/")}
+
+    return of(worker.plan.out) == of(out)
+
+
+def test_two_publishers_at_once_do_no_harm(worker, out):
+    tasks = plan_tile(worker.plan, TILE)
+    for task in tasks:
+        assert embed_block(worker, task).status == DONE
+    ready, results, errors = threading.Barrier(2), [], []
+
+    def publish():
+        ready.wait()
+        try:
+            results.append(publish_if_complete(worker, tasks[-1]))
+        except Exception as e:  # whatever it is, the test shows it
+            errors.append(e)
+
+    threads = [threading.Thread(target=publish) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors
+    assert any(results)
+    assert same_tile(worker, out)
+
+
+def test_the_sweep_publishes_what_a_dead_worker_left(world, options, tmp_path, out, monkeypatch):
+    """All blocks are done and their worker died before publishing: the next run only publishes."""
+    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path / "out"), options)
+    worker = open_worker(plan)
+    for task in plan_tile(plan, TILE):
+        embed_block(worker, task)
+    calls = []
+    monkeypatch.setattr(steps, "embed_window", lambda *a: calls.append(a))
+    embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", lambda _: None, False)
+    assert not calls, "no block is made again"
+    assert same_tile(worker, out)
+
+
+def test_a_block_whose_fragment_is_gone_or_short_is_made_again(worker, out):
+    tasks = plan_tile(worker.plan, TILE)
+    receipts = [embed_block(worker, t) for t in tasks]
+    full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
+    folder = Path(worker.plan.out) / desk_of(worker.plan, full).folder
+    fragment = folder / f"{full.block.name}.embeddings.frag"
+    fragment.write_bytes(fragment.read_bytes()[:-1])
+    before = receipts[tasks.index(full)]
+    again = embed_block(worker, full)
+    assert again.started != before.started and again.parts == before.parts
+    assert publish_if_complete(worker, full)
+    assert same_tile(worker, out)
+
+
+def test_a_done_block_is_not_made_again(worker, monkeypatch):
+    task = plan_tile(worker.plan, TILE)[0]
+    first = embed_block(worker, task)
+    monkeypatch.setattr(steps, "embed_window", None)
+    assert embed_block(worker, task) == first
+
+
+def test_a_block_of_another_kind_of_device_is_made_again(worker, monkeypatch):
+    task = plan_tile(worker.plan, TILE)[0]
+    embed_block(worker, task)
+    monkeypatch.setattr(steps, "device_kind", lambda _: "cpu of another kind")
+    assert embed_block(worker, task).device == "cpu of another kind"
+
+
+def test_a_bundle_that_runs_twice_finds_the_tile_published(worker):
+    tasks = plan_tile(worker.plan, TILE)
+    for task in tasks:
+        embed_block(worker, task)
+    assert publish_if_complete(worker, tasks[0])
+    store = open_store(worker.plan.out)
+    assert published_revision(store, TILE, "2024", worker.plan.model_name) == tasks[0].revision
+    assert plan_tile(worker.plan, TILE) == ()
+    assert plan_tile(dataclasses.replace(worker.plan, force=True), TILE) == tasks
+
+
+def test_another_decision_about_a_scene_is_another_revision(world, options, out, tmp_path):
+    from pipeline import inventory
+
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    scene = next(iter(world.earth.s1_ids()))
+    inv2 = tmp_path / "inv2.parquet"
+    inventory.amend(world.inv, [(scene, None)], "a test", inv2)
+    old = json.loads(next((copy / "2024" / TILE).glob("*.json")).read_text())
+    embed(str(inv2), world.model, str(copy), options, "embed", lambda _: None, False)
+    new = json.loads(next((copy / "2024" / TILE).glob("*.json")).read_text())
+    assert new["properties"]["tessera:revision"] != old["properties"]["tessera:revision"]
+    assert (copy / "2024" / TILE / old["assets"]["embeddings"]["href"]).is_file(), "a reader of the old item goes on"
