@@ -154,7 +154,7 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
     store = open_store(out)
     if isinstance(store, LocalStore) and Path(store.root).exists() and not Path(store.root).is_dir():
         raise BadInput(f"--out {out}: there is a file of that name")
-    record = product_record(model.name, model.sha256, model.profile)
+    record = product_record(model.name, model.sha256, model.profile, inv.overlap)
     threads = max(1, cores() // options.workers)
     plan = Plan(
         run=f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
@@ -176,6 +176,7 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
         force=options.force,
         preview="",
         version=software_version(),
+        overlap=inv.overlap,
     )
     worst = inventory.read_tile(inv_path, worst_tile(inv, tiles))
     budget = budget_of(plan, model, worst)

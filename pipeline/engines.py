@@ -28,6 +28,7 @@ class Local:
             f"--runner={FN_API_RUNNER}",
             f"--direct_running_mode={mode}",
             f"--direct_num_workers={self.workers}",
+            "--default_sdk_harness_log_level=ERROR",  # of worker processes, whose chatter would cover the progress
             *extra,
         ]
 

@@ -154,6 +154,9 @@ def _codes(store: LocalStore, item: dict[str, Any]) -> Finding:
 def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: int, device: str) -> Iterator[Finding]:
     """Random windows, drawn from internal tiles that hold an embedding, made again from the sources."""
     rng = np.random.default_rng(seed)
+    items = [item for item in items if item["properties"]["tessera:counts"]["embedded"]]
+    if not items:
+        return
     provider = provider_for(device)
     for _ in range(n):
         item = items[rng.integers(len(items))]

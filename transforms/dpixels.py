@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import itertools
+import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -301,6 +302,15 @@ def save(pixels: DPixels, folder: Path) -> None:
         np.save(folder / f"{name}.npy", getattr(pixels, name), allow_pickle=False)
 
 
+def _read_array(path: Path) -> NDArray[np.generic]:
+    # Not `np.load`, which takes an archive for an array too. A damaged header ends in any of these errors.
+    try:
+        with path.open("rb") as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError) as e:
+        raise BadInput(f"{path}: not a whole .npy file ({e})") from None
+
+
 def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
     """Reads the published layout.
 
@@ -308,7 +318,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
     missing masks and days for all-valid or day 0 (traps T16, T17).
 
     Raises:
-      BadInput: files missing, unreadable, of wrong dtype or shape, days outside 1..366.
+      BadInput: files missing, unreadable, of wrong dtype or shape, days outside 1..366, masks beyond 0 and 1.
     """
     if not folder.is_dir():
         raise BadInput(f"--dpixels {folder}: no such folder")
@@ -316,10 +326,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
     for name in LAYOUT:
         path = folder / f"{name}.npy"
         if path.exists():
-            try:
-                arrays[name] = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError) as e:
-                raise BadInput(f"{path}: not a whole .npy file ({e})") from None
+            arrays[name] = _read_array(path)
     for name in ("bands", "masks", "doys"):
         if name not in arrays:
             raise BadInput(f"{folder}: {name}.npy is missing; a d-pixel folder has {', '.join(LAYOUT)}")
@@ -338,7 +345,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
             arrays[f"{name}_doy"] = np.zeros(0, np.int16)
     wanted = {"bands": (np.uint16, (T, H, W, 10)), "masks": (np.uint8, (T, H, W)), "doys": (np.uint16, (T,))}
     for orbit in (ASCENDING, DESCENDING):
-        steps = arrays[f"sar_{orbit}"].shape[0]
+        steps = next(iter(arrays[f"sar_{orbit}"].shape), 0)
         wanted[f"sar_{orbit}"] = (np.int16, (steps, H, W, 2))
         wanted[f"sar_{orbit}_doy"] = (np.int16, (steps,))
     for name, (dtype, shape) in wanted.items():
@@ -353,4 +360,6 @@ def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
             arrays[name] = a.view(np.uint8)
         elif a.dtype != dtype:
             raise BadInput(f"{folder}/{name}.npy: dtype {a.dtype}, {np.dtype(dtype)} was expected")
+        elif name == "masks" and a.size and a.max() > 1:
+            raise BadInput(f"{folder}/masks.npy: it holds {a.max()}; masks are 0 and 1 (1 = valid)")
     return DPixels(**arrays)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ class Plan:
       force: also redo what is published.
       preview: name of the preview's colours at `_inputs/<name>.preview.json`.
       version: of the software.
+      overlap: who owns pixels that lie in two tiles: "full", every tile its own. A part of the product too.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Plan:
     force: bool
     preview: str
     version: str
+    overlap: str = "full"
 
     @property
     def blocks_made_with(self) -> dict[str, Any]:

@@ -69,11 +69,18 @@ def colours_from_json(data: bytes) -> Colours:
     """Reads what `Colours.to_json` wrote.
 
     Raises:
-      BadInput: another format or version.
+      BadInput: not the colours of a preview, or of a newer version.
     """
-    fields = json.loads(data)
-    if fields.pop("format", None) != FORMAT or (version := fields.pop("version", None)) != VERSION:
+    try:
+        fields = json.loads(data)
+    except ValueError as e:
+        raise BadInput(f"preview colours that are not JSON: {e}") from None
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise BadInput(f"a file in the place of preview colours is not a {FORMAT} record")
+    if (version := fields.get("version")) != VERSION:
         raise BadInput(f"preview colours of version {version}: this release reads {VERSION}; use a newer tessera-beam")
+    if missing := [f.name for f in dataclasses.fields(Colours) if f.name not in fields]:
+        raise BadInput(f"preview colours without {', '.join(missing)}")
     return Colours(tuple(map(tuple, fields["directions"])), tuple(fields["low"]), tuple(fields["high"]))
 
 

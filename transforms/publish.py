@@ -119,6 +119,7 @@ def publish_tile(
         inventory_digest=facts.inventory,
         software_version=version,
         clip=facts.clip,
+        overlap=plan.overlap,
     )
     store.replace(item_path(tile.name, plan.period, plan.model_name), to_json(record))
     store.delete_all(f"_work/{plan.period}/{tile.name}/{revision[:8]}")

@@ -61,7 +61,7 @@ def receipt_from_json(data: bytes) -> Receipt:
     """Reads what `Receipt.to_json` wrote.
 
     Raises:
-      BadInput: not a receipt, or of a newer version.
+      BadInput: not a receipt, a damaged one, or one of a newer version.
     """
     try:
         fields = json.loads(data)
@@ -71,7 +71,10 @@ def receipt_from_json(data: bytes) -> Receipt:
         raise BadInput("a file in the place of a receipt is none")
     if (version := fields.pop("version", None)) != VERSION:
         raise BadInput(f"receipt version {version}: this release reads version {VERSION}; use a newer tessera-beam")
-    return Receipt(**fields)
+    try:
+        return Receipt(**fields)
+    except TypeError as e:  # fields missing or unknown
+        raise BadInput(f"a damaged receipt: {e}") from None
 
 
 @dataclasses.dataclass(frozen=True)

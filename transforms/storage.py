@@ -143,10 +143,11 @@ class LocalStore:
         """Removes what dead writers left: of this machine those whose process is gone, of others after a day."""
         parts = Path(self.root) / PARTS
         for part in parts.glob("*"):
-            host, pid, _ = part.name.rsplit("-", 2)
+            host, _, pid = part.name.rpartition("-")[0].rpartition("-")
+            ours = host == socket.gethostname() and pid.isdecimal()  # anything else is not a writer's of this machine
             with contextlib.suppress(FileNotFoundError):
                 old = time.time() - part.stat().st_mtime > DAY_S
-                if old or (host == socket.gethostname() and not _alive(int(pid))):
+                if old or (ours and not _alive(int(pid))):
                     part.unlink()
         with contextlib.suppress(OSError):  # another writer is at work
             parts.rmdir()

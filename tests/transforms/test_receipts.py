@@ -1,0 +1,123 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import BadInput
+from transforms.receipts import ATTEMPTS, DONE, FAILED, Desk, Receipt, receipt_from_json
+from transforms.storage import LocalStore
+
+RECEIPT = Receipt("33TWL", "2024", "ab" * 32, 0, 2048, 2048, 1024, DONE)
+BLOCK = "r00000_c02048"
+DESK = Desk("_work/2024/33TWL/abababab/01234567")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(str(tmp_path))
+
+
+texts = st.text(max_size=20)
+counts = st.dictionaries(texts, st.integers(0, 2**53), max_size=3)
+
+
+@given(
+    st.builds(
+        Receipt, texts, texts, texts, st.integers(0), st.integers(0), st.integers(1), st.integers(1),
+        st.sampled_from([DONE, FAILED]), texts, texts, texts,
+        plan=st.dictionaries(texts, texts | st.integers(), max_size=3),
+        counts=counts,
+        parts=st.dictionaries(texts, st.dictionaries(texts, st.lists(st.integers(0), max_size=3)), max_size=3),
+        timings_s=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
+        attempts=st.integers(1, ATTEMPTS),
+    )
+)  # fmt: skip
+def test_a_receipt_is_read_as_it_was_written(receipt):
+    assert receipt_from_json(receipt.to_json()) == receipt
+
+
+def test_equal_receipts_are_equal_bytes_whatever_the_order_of_their_counts():
+    one, two = (dataclasses.replace(RECEIPT, counts=c) for c in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert one.to_json() == two.to_json()
+
+
+def test_a_newer_version_is_refused_by_number():
+    newer = json.loads(RECEIPT.to_json()) | {"version": 7, "mood": "fine"}
+    with pytest.raises(BadInput, match="receipt version 7: this release reads version 1; use a newer tessera-beam"):
+        receipt_from_json(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (RECEIPT.to_json()[:-9], "not JSON"),
+        (b"[]", "is none"),
+        (b"{}", "is none"),
+        (b'{"format": "tessera-beam/preview", "version": 1}', "is none"),
+        (b'{"format": "tessera-beam/receipt"}', "version None"),
+        (b'{"format": "tessera-beam/receipt", "version": 1}', "damaged.*tile"),
+        (json.dumps(json.loads(RECEIPT.to_json()) | {"mood": 1}).encode(), "damaged.*mood"),
+    ],
+)
+def test_what_is_no_receipt_is_refused(data, words):
+    # `made` in transforms/embed.py then makes the block again, rather than ending the run.
+    with pytest.raises(BadInput, match=words):
+        receipt_from_json(data)
+
+
+def test_statuses_come_from_names_alone_and_done_outweighs_failed(store):
+    for block, statuses in {"r0_c0": [DONE], "r0_c1": [FAILED], "r0_c2": [FAILED, DONE], "r0_c3": []}.items():
+        for status in statuses:
+            store.replace(DESK.receipt_name(block, status), b"not even JSON")
+        store.replace(f"{DESK.folder}/{block}.embeddings.frag", b"")
+        store.replace(f"{DESK.folder}/{block}.attempt1", b"")
+    assert DESK.statuses(store) == {"r0_c0": DONE, "r0_c1": FAILED, "r0_c2": DONE}
+    assert Desk("_work/2024/33TWL/abababab/other").statuses(store) == {}
+
+
+def test_a_block_is_begun_as_often_as_a_worker_may_die_of_it_and_then_refused(store):
+    begun = [DESK.begin(store, BLOCK) for _ in range(ATTEMPTS + 2)]
+    assert begun == [*range(1, ATTEMPTS + 1), 0, 0]
+    assert DESK.begin(store, "r00000_c04096") == 1  # each block has its own
+    assert Desk("_work/2024/33TWL/abababab/other").begin(store, BLOCK) == 1  # and each plan
+
+
+def test_an_attempt_that_was_taken_back_does_not_count(store):
+    DESK.withdraw(store, BLOCK, DESK.begin(store, BLOCK))
+    assert DESK.begin(store, BLOCK) == 1
+    DESK.withdraw(store, BLOCK, DESK.begin(store, BLOCK))
+    assert [DESK.begin(store, BLOCK) for _ in range(ATTEMPTS)] == [2, 0]
+
+
+@pytest.mark.parametrize("status", [DONE, FAILED])
+def test_a_receipt_clears_the_attempts_before_it(store, status):
+    for _ in range(ATTEMPTS):
+        DESK.begin(store, BLOCK)
+    DESK.begin(store, "r00000_c04096")
+    DESK.write(store, BLOCK, dataclasses.replace(RECEIPT, status=status))
+    assert DESK.begin(store, BLOCK) == 1
+    assert DESK.begin(store, "r00000_c04096") == 2
+
+
+def test_a_block_that_is_done_has_its_earlier_failure_removed(store):
+    failed = dataclasses.replace(RECEIPT, status=FAILED, reason="gone", scene="S2A_X", band="B05")
+    DESK.write(store, BLOCK, failed)
+    assert DESK.read(store, BLOCK, FAILED) == failed
+    DESK.write(store, BLOCK, RECEIPT)
+    assert store.names(DESK.folder) == [DESK.receipt_name(BLOCK, DONE)]
+    assert DESK.read(store, BLOCK, DONE) == RECEIPT
+
+
+def test_a_failure_after_the_block_was_done_leaves_it_done(store):
+    DESK.write(store, BLOCK, RECEIPT)
+    DESK.write(store, BLOCK, dataclasses.replace(RECEIPT, status=FAILED))
+    assert DESK.statuses(store) == {BLOCK: DONE}
+
+
+def test_a_receipt_that_is_not_there_is_not_found(store):
+    with pytest.raises(FileNotFoundError):
+        DESK.read(store, BLOCK, DONE)
