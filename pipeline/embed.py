@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import shapely
 
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
-from pipeline.engines import engine_of
+from pipeline.engines import chatter_to, engine_of
 from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from transforms import dpixels, inventory
-from transforms.embed import budget_of, plan_tile
+from transforms.embed import budget_of, local, plan_tile
 from transforms.encode import MICRO_BATCH_PX, Session, cores, device_kind, encode_window, provider_for
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
@@ -233,7 +234,8 @@ def embed(
     store.replace(f"_runs/{plan.run}/plan.json", plan.to_json().encode())
     began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
     expected = sum(_blocks_of(plan, tile, options.region) for tile in tiles)
-    with Progress(store, plan.run, expected, say, bars):
+    log = local(store, f"_runs/{plan.run}/workers.log")
+    with chatter_to(log) if engine.workers > 1 else nullcontext(), Progress(store, plan.run, expected, say, bars):
         pipeline = beam.Pipeline(options=engine.options(options.beam_args))
         _ = pipeline | EmbedTiles(plan)
         pipeline.run().wait_until_finish()

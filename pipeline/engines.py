@@ -1,7 +1,11 @@
 """Engines: what runs the graph, and the Beam options that make it do so."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -28,12 +32,31 @@ class Local:
             f"--runner={FN_API_RUNNER}",
             f"--direct_running_mode={mode}",
             f"--direct_num_workers={self.workers}",
-            "--default_sdk_harness_log_level=ERROR",  # of worker processes, whose chatter would cover the progress
             *extra,
         ]
 
     def options(self, extra: Sequence[str] = ()) -> PipelineOptions:
         return PipelineOptions(self.flags(extra))
+
+
+@contextlib.contextmanager
+def chatter_to(log: Path) -> Iterator[None]:
+    """Sends what worker processes write to the terminal into a file; our own lines still reach the person.
+
+    Beam starts workers with the stderr that it has itself, and they tell it about every channel that they open.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ours, sys_stderr = os.dup(2), sys.stderr
+    with log.open("ab") as file, os.fdopen(ours, "w", buffering=1) as terminal:
+        sys_stderr.flush()
+        os.dup2(file.fileno(), 2)
+        sys.stderr = terminal
+        try:
+            yield
+        finally:
+            terminal.flush()
+            sys.stderr = sys_stderr
+            os.dup2(ours, 2)
 
 
 def engine_of(runner: str, workers: int) -> Local:
