@@ -65,11 +65,19 @@ def all_budgets(given_sizes):
             budgets.append(budget_for(**given_sizes, limit_bytes=limit))
         except BadInput:
             return budgets
+        assert budgets[-1].total_bytes <= limit
         limit = budgets[-1].total_bytes - 1
 
 
 def test_strips_get_lower_down_to_a_row_of_cog_tiles_as_the_limit_gets_smaller():
     assert [b.strip_px for b in all_budgets(SIZES)] == [2048, 1024, 512, 256, COG_TILE_PX]
+
+
+def test_while_a_strip_is_encoded_the_next_one_is_read():
+    native = {b.strip_px: dict(b.parts_bytes)["native strips"] for b in all_budgets(SIZES)}
+    assert {px: n / native[2048] for px, n in native.items()} == pytest.approx(
+        {2048: 1, 1024: 2 / 2, 512: 2 / 4, 256: 2 / 8, 128: 2 / 16}
+    )
 
 
 @given(sizes, st.integers(1 << 28, 1 << 36))

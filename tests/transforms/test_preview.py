@@ -60,6 +60,14 @@ def test_a_colour_is_the_projection_between_low_and_high_and_0_is_no_data_alone(
             assert abs(painted[y, x, k] - wanted) <= 0.5 + 1e-9  # rounded to a whole number
 
 
+def test_a_projection_is_exact_where_large_terms_cancel():
+    # Exact sums are why the block size does not matter: in float32 nothing would be left of the one here.
+    directions = ((16_384, *[16_383] * 127),) * 3
+    codes = np.array([[[127] * 64 + [-127] * 64]], np.int8)
+    scale = np.full((1, 1), 16_384 / 127, np.float32)  # the sum is 127 units of 1 / 16,384: a value of 1
+    assert paint(codes, scale, Colours(directions, (0.0,) * 3, (2.0,) * 3)).tolist() == [[[128] * 3]]
+
+
 def test_nothing_is_painted_where_nothing_is():
     colours = some_colours(np.random.default_rng(0))
     codes, scale = np.full((3, 4, DIMS), -128, np.int8), np.full((3, 4), np.nan, np.float32)

@@ -260,7 +260,7 @@ def test_a_sweep_removes_what_dead_writers_left_and_nothing_of_those_at_work(sto
     here = socket.gethostname()
     dead = leftover(store, f"{here}-{gone_pid()}-abc")
     alive = leftover(store, f"{here}-{os.getpid()}-abc")
-    elsewhere = leftover(store, "some-other-host-1-abc")
+    elsewhere = leftover(store, f"some-other-host-{gone_pid()}-abc")
     long_ago = leftover(store, "some-other-host-2-abc", DAY_S + 60)
     stray = leftover(store, ".DS_Store")
     store.sweep()
@@ -272,6 +272,22 @@ def test_a_sweep_takes_the_folder_of_temporary_files_away_when_it_is_empty(store
     store.sweep()
     assert [p.name for p in Path(store.root).iterdir()] == ["a"]
     store.sweep()
+
+
+def test_a_sweep_at_the_worst_moment_is_survived(store, monkeypatch):
+    # Between the making of the folder of temporary files and that of the first file in it.
+    mkstemp, swept = tempfile.mkstemp, []
+
+    def after_a_sweep(**where):
+        if not swept:
+            store.sweep()
+            swept.append(True)
+        return mkstemp(**where)
+
+    monkeypatch.setattr(tempfile, "mkstemp", after_a_sweep)
+    store.replace("a", b"1")
+    assert swept
+    assert store.get("a") == b"1"
 
 
 def test_writers_and_sweeps_do_not_disturb_each_other(store):
