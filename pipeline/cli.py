@@ -8,7 +8,7 @@ import typer
 
 from model.errors import BadInput
 from pipeline import console, words
-from pipeline.exits import ended
+from pipeline.exits import ended, stop_politely
 from transforms.periods import period_of
 from transforms.regions import Region, names_from_list, region_from_bbox, region_from_file, tiles_of
 
@@ -368,4 +368,5 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    stop_politely()
     sys.exit(run(sys.argv[1:]))

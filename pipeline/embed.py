@@ -28,7 +28,7 @@ from transforms.embed import budget_of, local, plan_tile
 from transforms.encode import MICRO_BATCH_PX, Session, cores, device_kind, encode_window, provider_for
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
-from transforms.memory import Budget
+from transforms.memory import S1_BYTES, S2_NATIVE_BYTES, Budget
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
 from transforms.receipts import FAILED
@@ -103,6 +103,10 @@ def check_product(store: Store, record: dict[str, Any]) -> None:
       BadInput: it holds another product; the message says in what they differ.
     """
     data = json.dumps(record, sort_keys=True, indent=1).encode()
+    if store.stat("_inputs/product.json") is None and (foreign := store.names("") + store.folders("")):
+        raise BadInput(
+            f"{store.url} holds files that are not of tessera-beam ({', '.join(foreign[:3])}): choose another --out"
+        )
     if store.put_if_absent("_inputs/product.json", data):
         return
     other = json.loads(store.get("_inputs/product.json"))
@@ -123,7 +127,12 @@ def region_digest(region: Region | None) -> str:
 
 def worst_tile(inv: Inventory, tiles: Sequence[str]) -> str:
     """The tile with most scenes: the one that a worker's memory must be enough for."""
-    return max(tiles, key=lambda t: (inv.counts[t].rows - inv.counts[t].dropped, t))
+
+    def weight(tile: str) -> tuple[float, str]:
+        n = inv.counts[tile]
+        return n.s2 * S2_NATIVE_BYTES + (n.s1_ascending + n.s1_descending) * S1_BYTES, tile
+
+    return max(tiles, key=weight)
 
 
 def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -> tuple[Plan, Budget, list[str]]:
@@ -152,6 +161,9 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
         tiles = [t for t in tiles if t in touched]
         if not tiles:
             raise BadInput(f"the region touches none of the tiles of {inv_path} ({', '.join(inv.tiles[:8])})")
+        tiles = [t for t in tiles if tasks_of(t, "", clip_of(options.region, t), options.block_px)]
+        if not tiles:
+            raise BadInput("the region holds the centre of no 10 m pixel: make it larger")
     store = open_store(out)
     if isinstance(store, LocalStore) and Path(store.root).exists() and not Path(store.root).is_dir():
         raise BadInput(f"--out {out}: there is a file of that name")
@@ -268,6 +280,8 @@ def _record(
         if block["status"] == FAILED:
             failed.append(block | {"command": cure(block["scene"], block["band"])})
     done = totals["blocks_done"]
+    # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
+    unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
     summary = {
         "format": "tessera-beam/run",
         "version": 1,
@@ -289,10 +303,9 @@ def _record(
             "blocks_failed": len(failed),
             "blocks_skipped": max(0, expected - done - totals["blocks_failed"]),
             "pixels": totals["pixels"],
-            "tiles_published": sum(
-                store.stat(f"{plan.period}/{t}/{t}_{plan.period}_{plan.model_name}.json") is not None for t in tiles
-            ),
+            "tiles_published": len(tiles) - len(unfinished),
         },
+        "unfinished": unfinished[:20],
         "failures": [
             {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]
         ],
@@ -346,8 +359,15 @@ def dry_run(inv_path: str, model_path: str, out: str, options: EmbedOptions) -> 
     Raises:
       BadInput: as `embed`.
     """
+    target = open_store(out)
+    new = target.stat("_inputs/product.json") is None
     plan, budget, tiles = make_plan(inv_path, model_path, out, options)
-    tasks = [plan_tile(plan, tile) for tile in tiles]
+    try:
+        tasks = [plan_tile(plan, tile) for tile in tiles]
+    finally:
+        if new:  # a look must not claim the folder for a product
+            target.delete_all("_inputs")
+            target.sweep()
     return {
         "tiles": len(tiles),
         "tiles_to_do": sum(bool(t) for t in tasks),

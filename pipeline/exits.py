@@ -2,8 +2,9 @@
 
 import errno
 import logging
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -39,15 +40,32 @@ def _interrupted() -> int:
 
 def _no_room(error: BaseException | None) -> OSError | None:
     """The disk's own error behind an error: Beam raises a new one that has only its words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return error
-        error = error.__cause__ or error.__context__
+    for e in _behind(error):
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return e
     return None
 
 
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def stop_politely() -> None:
+    """Makes SIGTERM (a container that is stopped, a machine that is taken back) what Ctrl-C is."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def _other(error: Exception) -> int:
-    """Exit code of what is neither bad input nor an interrupt."""
+    """Exit code of what is neither bad input nor a plain interrupt."""
+    if any(isinstance(e, KeyboardInterrupt) for e in _behind(error)):  # Beam wraps it into an error of its own
+        return _interrupted()
     if (full := _no_room(error)) is not None:
         console.say(f"error: {full.strerror}: what is finished stays; make room and run the same command again")
         return console.CRASHED

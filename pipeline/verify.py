@@ -21,6 +21,7 @@ from transforms.dpixels import build, read_stack
 from transforms.encode import MICRO_BATCH_PX, Session, device_kind, encode_window, provider_for
 from transforms.fragments import OUTSIDE
 from transforms.grid import TILE_PX, tile_of
+from transforms.read import ReadError
 from transforms.storage import LocalStore, Store
 
 SAMPLE_PX = COG_TILE_PX  # side of a recomputed window: one internal tile
@@ -175,14 +176,19 @@ def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: in
             scale = scale_file.read(1, window=window)
         with rasterio.open(store.path(_place(item, "embeddings"))) as codes_file:
             codes = np.moveaxis(codes_file.read(window=window), 0, -1)
+        with rasterio.open(store.path(_place(item, "reasons"))) as reasons_file:
+            wanted = (reasons_file.read(1, window=window) & OUTSIDE) == 0
         there = np.isfinite(scale)
         rows, cols = range(row, row + height), range(col, col + width)
         with ThreadPoolExecutor(READERS) as pool:
             scenes = inventory.read_tile(path, tile.name)
-            stack = read_stack(scenes, inventory.read_header(path).roots, model.profile, tile, rows, cols, pool)
-        again, scale_again = encode_window(
-            session, model.profile, build(stack, model.profile, rows), there, MICRO_BATCH_PX[provider]
-        )
+            roots = inventory.read_header(path).roots
+            try:
+                pixels = build(read_stack(scenes, roots, model.profile, tile, rows, cols, pool), model.profile, rows)
+            except ReadError as e:
+                yield _finding(item, "recompute", f"a source cannot be read: {e}")
+                continue
+        again, scale_again = encode_window(session, model.profile, pixels, wanted, MICRO_BATCH_PX[provider])
         off = np.abs(codes.astype(np.int16) - again)
         same_kind = p["emb:runtime_parameters"]["device_kinds"] == [device_kind(provider)]
         share, most = float((off > 0)[there].mean()), int(off.max())

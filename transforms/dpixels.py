@@ -50,6 +50,7 @@ class DPixels:
     sar_descending_doy: NDArray[np.int16]
 
 
+CHUNK_PX = 1 << 18  # pixels that a reader has in double precision at once: it keeps to the budget of `memory`
 LAYOUT = tuple(f.name for f in dataclasses.fields(DPixels))  # the file names of the published layout, less `.npy`
 
 
@@ -85,12 +86,15 @@ def scale_s1(power: NDArray[np.float32]) -> NDArray[np.int16]:
     20 log10 of a power is twice its decibels; the weights were trained on it (trap T20). In float64, as the reference
     does for RTC: float32 changes some values by 1.
     """
-    x = power.astype(np.float64)
-    good = x > 0
-    y = np.zeros(x.shape, np.float64)
-    np.log10(x, out=y, where=good)
-    y = np.where(good, (20 * y + 50) * 200, 0)
-    return np.clip(y, 0, 32767).astype(np.int16)
+    flat = power.reshape(-1)
+    out = np.empty(flat.shape, np.int16)
+    for start in range(0, flat.size, CHUNK_PX):
+        x = flat[start : start + CHUNK_PX].astype(np.float64)
+        good = x > 0
+        y = np.zeros(x.shape, np.float64)
+        np.log10(x, out=y, where=good)
+        out[start : start + CHUNK_PX] = np.clip(np.where(good, (20 * y + 50) * 200, 0), 0, 32767)
+    return out.reshape(power.shape)
 
 
 def _ordered(scenes: Iterable[Scene], sensor: str) -> list[Scene]:

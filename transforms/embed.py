@@ -6,9 +6,10 @@ import functools
 import json
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from transforms.grid import TILE_PX, Block, Tile, tile_of
 from transforms.memory import Budget, budget_for
 from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
 from transforms.preview import Colours, colours_from_json
-from transforms.publish import TileFacts, publish_tile, published_item
+from transforms.publish import TileFacts, clear_work, publish_tile, published_item
 from transforms.read import ReadError, plain
 from transforms.receipts import DONE, FAILED, Desk, Receipt
 from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
@@ -109,14 +110,20 @@ def plan_tile(plan: Plan, tile: str) -> tuple[BlockTask, ...]:
     region = _region(plan)
     clip = clip_of(region, tile) if region else None
     if clip is not None and properties:
-        clip = _joined(clip, _clip(plan, properties.get("tessera:clip", {}).get("digest", "")), tile)
+        clip = _joined(clip, _clip(plan, _clip_digest(properties)), tile)
     if clip is not None:
         store.put_if_absent(f"_inputs/{clip.digest}.clip.geojson", clip.geojson.encode())
     scenes = inventory.tile_digest(list(_scenes(inventory_of(plan), tile)))
     revision = revision_of(plan.product, tile, plan.period, scenes, clip.digest if clip else "")
     if properties.get("tessera:revision") == revision and not plan.force:
+        clear_work(store, plan.period, tile, revision)  # of a worker that died between publishing and clearing up
         return ()
     return tasks_of(tile, revision, clip, plan.block_px)
+
+
+def _clip_digest(properties: Mapping[str, Any]) -> str:
+    """Digest of what part of a tile an item holds, "" for all of it."""
+    return str(properties.get("tessera:clip", {}).get("digest", ""))
 
 
 def _joined(clip: Clip, earlier: Clip | None, tile: str) -> Clip | None:
@@ -124,9 +131,12 @@ def _joined(clip: Clip, earlier: Clip | None, tile: str) -> Clip | None:
     if earlier is None:
         return None
     both = union_clips(clip, earlier)
+    if both == earlier:
+        return earlier
     whole = (tile, 0, 0, TILE_PX, TILE_PX)
     # By pixels: a union can have other corners than the clip that already covers it.
-    return earlier if np.array_equal(both.mask(*whole), earlier.mask(*whole)) else both
+    pixels = both.mask(*whole)
+    return next((c for c in (earlier, clip) if np.array_equal(pixels, c.mask(*whole))), both)
 
 
 def budget_of(plan: Plan, model: ModelFile, scenes: Iterable[Scene]) -> Budget:
@@ -329,6 +339,11 @@ def publish_if_complete(worker: Worker, task: BlockTask) -> bool:
     tasks = tasks_of(task.block.tile, task.revision, clip, plan.block_px)
     statuses = desk_of(plan, task).statuses(store)
     if any(statuses.get(t.block.name) != DONE for t in tasks):
+        return False
+    # Another run may have published other pixels of this tile since it was planned. To put ours in their place would
+    # lose them: the tile stays as it is, and the next run makes it for both.
+    there = published_item(store, task.block.tile, plan.period, plan.model_name).get("properties", {})
+    if there and clip is not None and _joined(clip, _clip(plan, _clip_digest(there)), task.block.tile) != clip:
         return False
     record = None if clip is None else {"digest": clip.digest, "geometry": json.loads(clip.geojson)}
     scenes = list(_scenes(inventory_of(plan), task.block.tile))

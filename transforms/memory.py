@@ -12,9 +12,10 @@ BUILD_PX = 1 << 16  # pixels whose d-pixels and tokens exist at once
 S2_NATIVE_BYTES = 4 * 2 + 6 * 2 / 4 + 1 / 4  # a scene's 10 m pixel: four 10 m bands, six 20 m bands, SCL
 S2_BUILT_BYTES = 10 * 2 + 1
 S1_BYTES = 2 * 2  # VV, VH int16
-CENTRES_BYTES = 2 * 8  # x and y in another zone, float64
+CENTRES_BYTES = 2 * 8  # x and y in another zone, float64, for each of two zones at the most
+VALID_BYTES = 1  # a scene's mask while a strip is read
 SAMPLE_BYTES = 2 * 8  # a time step of a pixel while it is sorted and chosen, int64
-READ_BYTES = 3 * 4  # a pixel on its way through a reader: decoded, as float, scaled
+READ_BYTES = 4 + 4 + 4 + 2 * 2 + 1  # a pixel on its way through a reader: patch, on our grid, masked, scaled, valid
 TOKEN_BYTES = 10 * 2 + 2 + 2 * 2 + 2 + 1  # the rows of one optical and one radar token
 RESAMPLE_BYTES = 4 * 4  # a pixel of one band in 32-bit numbers while it is brought to 10 m
 
@@ -52,7 +53,7 @@ def _budget(
         ("output", block * (dims + 4 + 3 * 2 + 1)),
         ("fragments", block * (dims + 4)),  # compressed; counted as if nothing were gained
         ("native strips", int(strips * strip * (s2 * S2_NATIVE_BYTES + s1 * S1_BYTES))),
-        ("reading", strip * (readers * READ_BYTES + CENTRES_BYTES)),
+        ("reading", strip * (readers * READ_BYTES + 2 * CENTRES_BYTES + s2 * VALID_BYTES)),
         ("d-pixels", build * (s2 * S2_BUILT_BYTES + s1 * S1_BYTES + RESAMPLE_BYTES)),
         ("sampling", build * (s2 + s1) * SAMPLE_BYTES),
         ("tokens", build * tokens * TOKEN_BYTES // 2 + PENDING_BYTES),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.profile import Profile
 from transforms.cog import Layout, decode_tile, header, header_size
 from transforms.fragments import RASTERS, layouts_of, places_of
-from transforms.grid import Tile, tile_of
+from transforms.grid import TILE_PX, Tile, tile_of
 from transforms.inventory import table_of
 from transforms.periods import period_of
 from transforms.picture import preview_of
@@ -86,15 +86,24 @@ def publish_tile(
     Two workers may do this at once: both write the same bytes, and whoever is late finds the item there.
 
     Returns:
-      False when another worker has published this revision meanwhile.
+      False when another worker has published this revision meanwhile, or a fragment is not what its receipt says.
     """
     tile = tile_of(tasks[0].block.tile)
     revision = tasks[0].revision
     desk = desk_of(plan, tasks[0])
+    if published_revision(store, tile.name, plan.period, plan.model_name) == revision:
+        if not plan.force:
+            clear_work(store, plan.period, tile.name, revision)
+            return False
+        # The assets will be written over: until the item is there again the tile is not published.
+        store.delete(item_path(tile.name, plan.period, plan.model_name))
     try:
         receipts = [desk.read(store, t.block.name, DONE) for t in tasks]
         folder = f"{plan.period}/{tile.name}"
         records = _write_assets(store, f"{folder}/{revision[:8]}", tile, profile, plan, receipts, desk.folder, facts)
+    except DamagedFragment as e:
+        store.delete(desk.receipt_name(e.block, DONE))  # the next run makes the block again
+        return False
     except FileNotFoundError:
         if published_revision(store, tile.name, plan.period, plan.model_name) == revision:
             return False
@@ -102,8 +111,11 @@ def publish_tile(
     counts: dict[str, int] = {}
     for receipt in receipts:
         for name, n in receipt.counts.items():
-            if not name.endswith("_dates"):  # dates of blocks overlap: their sum means nothing
+            # Dates of blocks overlap; pixels and outside are those of the blocks that were begun.
+            if not name.endswith("_dates") and name not in ("pixels", "outside"):
                 counts[name] = counts.get(name, 0) + n
+    counts["pixels"] = TILE_PX**2
+    counts["outside"] = TILE_PX**2 - counts["embedded"] - counts["no_optical"]
     record = item(
         tile=tile,
         period=period_of(plan.period),
@@ -122,13 +134,25 @@ def publish_tile(
         overlap=plan.overlap,
     )
     store.replace(item_path(tile.name, plan.period, plan.model_name), to_json(record))
-    store.delete_all(f"_work/{plan.period}/{tile.name}/{revision[:8]}")
-    _forget_failures(store, f"_work/{plan.period}/{tile.name}")
+    clear_work(store, plan.period, tile.name, revision)
     return True
 
 
-def _forget_failures(store: Store, work: str) -> None:
-    """Failures of a tile's other revisions are over; their fragments stay, for another run may still use them."""
+class DamagedFragment(Exception):
+    """A fragment whose bytes are not those that its receipt was written for. `block`: its name."""
+
+    def __init__(self, block: str) -> None:
+        super().__init__(block)
+        self.block = block
+
+
+def clear_work(store: Store, period: str, tile: str, revision: str) -> None:
+    """Removes a published revision's fragments and receipts, and the failures of the tile's other revisions.
+
+    Those are over; their fragments stay, for another run may still use them.
+    """
+    work = f"_work/{period}/{tile}"
+    store.delete_all(f"{work}/{revision[:8]}")
     for other in store.folders(work):
         for desk in store.folders(other):
             for name in store.names(desk):
@@ -197,13 +221,16 @@ def _assembled(store: Store, desk: str, key: str, layout: Layout, receipts: list
     yield header(layout, offsets, sizes)
     for r in receipts:
         left = r.parts[key]["size_bytes"]
-        name, start = _fragment(desk, r, key), 0
+        name, start, sha = _fragment(desk, r, key), 0, hashlib.sha256()
         while start < left:
             chunk = store.get(name, start, min(COPY_BYTES, left - start))
             if not chunk:
                 raise EOFError(f"{name} ends after {start} of {left} bytes; remove {desk} and run embed again")
             yield chunk
+            sha.update(chunk)
             start += len(chunk)
+        if left and sha.hexdigest() != r.parts[key]["sha256"]:
+            raise DamagedFragment(f"r{r.row_px:05d}_c{r.col_px:05d}")
 
 
 def _tiles(
@@ -214,6 +241,8 @@ def _tiles(
         if not r.parts[key]["size_bytes"]:
             continue
         data, at = store.get(_fragment(desk, r, key)), 0
+        if hashlib.sha256(data).hexdigest() != r.parts[key]["sha256"]:
+            raise DamagedFragment(f"r{r.row_px:05d}_c{r.col_px:05d}")
         for (row, col), size in zip(
             places_of(r.row_px, r.col_px, r.height_px, r.width_px), r.parts[key]["sizes"], strict=True
         ):

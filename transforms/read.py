@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -28,6 +29,11 @@ GDAL_OPTIONS: dict[str, str | int] = {
     "GDAL_CACHEMAX": 256 << 20,  # bytes, for rasterio; the default is 5 % of the machine for each process
     # GDAL_NUM_THREADS stays unset: on GDAL 3.10 it switches retries off (OSGeo/gdal#12933).
 }
+
+
+CHUNK_PX = 1 << 18  # pixels whose positions in another zone are worked out at once
+# What the products hold (ESA's S2 bands: uint16). Another type is another scaling, and would be taken without a word.
+DTYPES = {"SCL": "uint8", "VV": "float32", "VH": "float32"}
 
 
 class ReadError(Exception):
@@ -119,6 +125,8 @@ def _check(scene: Scene, asset: Asset, file: rasterio.io.DatasetReader) -> None:
     """The file against its item: a wrong geotransform would move every pixel without a word."""
     if (file.height, file.width) != (asset.height_px, asset.width_px):
         what = f"the file is {file.height} x {file.width} px, its item says {asset.height_px} x {asset.width_px}"
+    elif file.dtypes[0] != (dtype := DTYPES.get(asset.band, "uint16")):
+        what = f"the file holds {file.dtypes[0]}, {dtype} digital numbers were expected"
     elif file.count != 1:
         what = f"the file has {file.count} bands, one was expected"
     elif file.crs is None or file.crs.to_epsg() != asset.epsg:
@@ -249,19 +257,27 @@ def nearest_across(
       ReadError: as `read_patch`.
     """
     a, _, c, _, e, f = asset.transform
-    j = np.floor((centres[0] - c) / a).astype(np.int64)
-    i = np.floor((centres[1] - f) / e).astype(np.int64)
-    out = np.full(i.shape, fill, np.float32)
-    hit = (i >= 0) & (i < asset.height_px) & (j >= 0) & (j < asset.width_px)
-    if not hit.any():
+    out = np.full(centres[0].shape, fill, np.float32)
+
+    def position(low: float, high: float, origin: float, step: float, size: int) -> tuple[int, int]:
+        ends = sorted(int(np.floor((v - origin) / step)) for v in (low, high))
+        return max(ends[0], 0), min(ends[1] + 1, size)
+
+    c0, c1 = position(float(centres[0].min()), float(centres[0].max()), c, a, asset.width_px)
+    r0, r1 = position(float(centres[1].min()), float(centres[1].max()), f, e, asset.height_px)
+    if r1 <= r0 or c1 <= c0:
         return out
-    r0, r1, c0, c1 = i[hit].min(), i[hit].max() + 1, j[hit].min(), j[hit].max() + 1
-    patch = read_patch(scene, asset, root, int(r0), int(c0), int(r1 - r0), int(c1 - c0))
-    taken = patch.data[i[hit] - r0, j[hit] - c0].astype(np.float32)
+    patch = read_patch(scene, asset, root, r0, c0, r1 - r0, c1 - c0)
     ok = patch.valid()
-    if ok is not None:
-        taken[~ok[i[hit] - r0, j[hit] - c0]] = fill
-    out[hit] = taken
+    rows = max(1, CHUNK_PX // out.shape[1])
+    for start in range(0, out.shape[0], rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB
+        part = slice(start, start + rows)
+        j = np.floor((centres[0][part] - c) / a).astype(np.int64) - c0
+        i = np.floor((centres[1][part] - f) / e).astype(np.int64) - r0
+        hit = (i >= 0) & (i < r1 - r0) & (j >= 0) & (j < c1 - c0)
+        if ok is not None:
+            hit[hit] = ok[i[hit], j[hit]]
+        out[part][hit] = patch.data[i[hit], j[hit]]
     return out
 
 
@@ -269,6 +285,11 @@ def centres_in(tile: Tile, epsg: int, rows: range, cols: range) -> tuple[NDArray
     """x, y (rows, cols) in EPSG:`epsg` of the tile's 10 m pixel centres, each by an exact PROJ transform."""
     x = tile.left_m + (np.arange(cols.start, cols.stop) + 0.5) * PIXEL_M
     y = tile.top_m - (np.arange(rows.start, rows.stop) + 0.5) * PIXEL_M
-    xx, yy = np.meshgrid(x, y)
-    out_x, out_y = rasterio.warp.transform(tile.crs, f"EPSG:{epsg}", xx.ravel(), yy.ravel())[:2]
-    return np.array(out_x).reshape(xx.shape), np.array(out_y).reshape(xx.shape)
+    out_x, out_y = np.empty((len(y), len(x))), np.empty((len(y), len(x)))
+    step = max(1, CHUNK_PX // len(x))
+    for start in range(0, len(y), step):  # in pieces: rasterio takes and gives lists, of 60 bytes a point
+        xx, yy = np.meshgrid(x, y[start : start + step])
+        moved: Any = rasterio.warp.transform(tile.crs, f"EPSG:{epsg}", xx.ravel(), yy.ravel())
+        out_x[start : start + step] = np.reshape(moved[0], xx.shape)
+        out_y[start : start + step] = np.reshape(moved[1], xx.shape)
+    return out_x, out_y

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
+import socket
 from typing import Any
 
 from model.errors import BadInput
-from transforms.storage import Store
+from transforms.storage import Store, alive
 
 FORMAT = "tessera-beam/receipt"
 VERSION = 1
@@ -77,6 +79,23 @@ def receipt_from_json(data: bytes) -> Receipt:
         raise BadInput(f"a damaged receipt: {e}") from None
 
 
+def whoami() -> bytes:
+    """Host and process, as an attempt's marker holds them."""
+    return f"{socket.gethostname()} {os.getpid()}".encode()
+
+
+def _at_work(store: Store, marker: str) -> bool:
+    """Whether the writer of an attempt's marker is another process of this machine that is still alive.
+
+    Two runs over one output may make the same block at once: that is waste, not death.
+    """
+    try:
+        host, _, pid = store.get(marker).decode().rpartition(" ")
+    except FileNotFoundError:  # it has ended meanwhile
+        return True
+    return host == socket.gethostname() and pid.isdigit() and int(pid) != os.getpid() and alive(int(pid))
+
+
 @dataclasses.dataclass(frozen=True)
 class Desk:
     """The unfinished blocks of one tile revision made with one plan: receipts, attempts and fragments.
@@ -122,6 +141,7 @@ class Desk:
     def begin(self, store: Store, block: str) -> int:
         """Marks an attempt. Returns its number, or 0 when the block has already killed `ATTEMPTS` workers."""
         for n in range(1, ATTEMPTS + 1):
-            if store.put_if_absent(f"{self.folder}/{block}.attempt{n}", b""):
+            name = f"{self.folder}/{block}.attempt{n}"
+            if store.put_if_absent(name, whoami()) or _at_work(store, name):
                 return n
         return 0

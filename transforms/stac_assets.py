@@ -65,7 +65,8 @@ def kinds_of(dims: int) -> dict[str, AssetKind]:
         ),
         "observations": AssetKind(
             "Observation counts",
-            "valid observations of each pixel: Sentinel-2, Sentinel-1 ascending, Sentinel-1 descending",
+            "valid observations of each pixel: Sentinel-2, Sentinel-1 ascending, Sentinel-1 descending; radar is "
+            "looked at, and counted, only where Sentinel-2 has a valid one",
             COG,
             ("metadata",),
             tuple((name, "uint16", None) for name in counted),

@@ -147,7 +147,7 @@ class LocalStore:
             ours = host == socket.gethostname() and pid.isdecimal()  # anything else is not a writer's of this machine
             with contextlib.suppress(FileNotFoundError):
                 old = time.time() - part.stat().st_mtime > DAY_S
-                if old or (ours and not _alive(int(pid))):
+                if old or (ours and not alive(int(pid))):
                     part.unlink()
         with contextlib.suppress(OSError):  # another writer is at work
             parts.rmdir()
@@ -162,7 +162,7 @@ class LocalStore:
                 Path(folder).rmdir()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -14,6 +14,7 @@ from pipeline import inventory
 from pipeline.embed import EmbedOptions, dry_run, embed, incomplete
 from pipeline.status import status
 from pipeline.verify import verify
+from transforms.periods import period_of
 from transforms.regions import region_from_bbox
 from transforms.stac_index import read_items_parquet
 
@@ -205,8 +206,6 @@ def test_a_broken_file_fails_its_tile_and_nothing_else(world, tmp_path, how):
     folder = tmp_path / "planet"
     shutil.copytree(world.earth.folder, folder)
     inv = tmp_path / "inv.parquet"
-    from transforms.periods import period_of
-
     inventory.build([(str(folder), None)], period_of("2024"), ("32TQR", "33TUL"), inv)
     from transforms.inventory import read_header, read_tile
 
@@ -283,7 +282,7 @@ def test_a_block_that_killed_its_worker_twice_is_failed_without_a_third_attempt(
 
     monkeypatch.setattr(step, "embed_window", dying)
     for _ in range(2):
-        with pytest.raises(Killed):
+        with pytest.raises(RuntimeError, match="Killed"):  # as Beam words it
             run(world, out, tiles=("32TQQ",))
     summary = run(world, out, tiles=("32TQQ",), max_failures=1)
     assert [f["reason"].startswith("this block ended its worker twice") for f in summary["failures"]] == [True]
@@ -369,3 +368,45 @@ def test_a_dry_run_counts_and_writes_no_tile(world, tmp_path):
     assert found["tiles_to_do"] == len(world.earth.tiles)
     assert found["blocks"] >= len(world.earth.tiles)
     assert not list((tmp_path / "out").glob("2024"))
+
+
+def test_a_region_without_a_pixel_centre_is_refused(world, tmp_path):
+    west, south, _, _ = world.earth.bbox
+    speck = f"{west + 1e-3},{south + 1e-3},{west + 1e-3 + 1e-6},{south + 1e-3 + 1e-6}"
+    with pytest.raises(BadInput, match="centre of no 10 m pixel"):
+        run(world, tmp_path / "out", region=region_from_bbox(speck))
+
+
+def test_a_dry_run_does_not_claim_the_folder(world, tmp_path):
+    dry_run(world.inv, world.model, str(tmp_path / "out"), EmbedOptions(region=region_from_bbox(world.bbox)))
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_verify_sees_pixels_that_are_missing(world, tmp_path, monkeypatch):
+    from transforms import embed as step
+
+    real = step.WindowEncoder.add
+
+    def lossy(self, pixels, wanted, row=0, col=0):
+        some = wanted.copy()
+        some[::2] = False
+        real(self, pixels, some, row, col)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(step.WindowEncoder, "add", lossy)
+    run(world, out, tiles=("33TUL",))
+    found = verify(str(out), recompute=2, seed=0, device="cpu")
+    assert any(f["check"] == "recompute" and "other pixels" in f["detail"] for f in found["findings"]), found
+
+
+def test_verify_of_a_source_that_is_gone_is_a_finding(world, done, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    folder = tmp_path / "planet"
+    shutil.copytree(world.earth.folder, folder)
+    inv = tmp_path / "inv.parquet"
+    inventory.build([(str(folder), None)], period_of("2024"), world.earth.tiles, inv)
+    shutil.copy(inv, next(out.glob("_inputs/*.parquet")))
+    shutil.rmtree(folder)
+    found = verify(str(out), recompute=1, seed=0, device="cpu")
+    assert any("a source cannot be read" in f["detail"] for f in found["findings"])

@@ -16,8 +16,10 @@ from rasterio.warp import transform
 from rio_cogeo.cogeo import cog_validate
 from stac_schemas import complaints
 
+from model.errors import BadInput
 from pipeline.embed import EmbedOptions, embed, make_plan
 from transforms import embed as steps
+from transforms import read
 from transforms.embed import embed_block, open_worker, plan_tile, publish_if_complete
 from transforms.fragments import RASTERS
 from transforms.grid import TILE_PX, tile_of
@@ -207,3 +209,57 @@ def test_another_decision_about_a_scene_is_another_revision(world, options, out,
     new = json.loads(next((copy / "2024" / TILE).glob("*.json")).read_text())
     assert new["properties"]["tessera:revision"] != old["properties"]["tessera:revision"]
     assert (copy / "2024" / TILE / old["assets"]["embeddings"]["href"]).is_file(), "a reader of the old item goes on"
+
+
+def test_another_run_s_region_is_never_replaced_by_ours(world, options, tmp_path):
+    """Planned before the other run published: publishing ours alone would take its pixels away."""
+    west, south, east, north = world.earth.bbox
+    middle = (west + east) / 2
+    halves = [f"{west},{south},{middle},{north}", f"{middle},{south},{east},{north}"]
+    first, second = (dataclasses.replace(options, region=region_from_bbox(half)) for half in halves)
+    where = str(tmp_path / "out")
+    plan, _, _ = make_plan(world.inv, world.model, where, first)
+    worker = open_worker(plan)
+    tasks = plan_tile(plan, TILE)
+    embed(world.inv, world.model, where, second, "embed", lambda _: None, False)
+    theirs = published_revision(open_store(where), TILE, "2024", plan.model_name)
+    for task in tasks:
+        embed_block(worker, task)
+    assert not publish_if_complete(worker, tasks[-1])
+    assert published_revision(open_store(where), TILE, "2024", plan.model_name) == theirs
+    summary = embed(world.inv, world.model, where, first, "embed", lambda _: None, False)
+    assert summary["totals"]["tiles_published"] == 1
+    item = json.loads(next((tmp_path / "out/2024" / TILE).glob("*.json")).read_text())
+    whole = embed(world.inv, world.model, str(tmp_path / "both"), options, "embed", lambda _: None, False)
+    assert item["properties"]["tessera:counts"]["embedded"] == whole["totals"]["pixels"]
+
+
+def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again(worker, out):
+    tasks = plan_tile(worker.plan, TILE)
+    receipts = [embed_block(worker, t) for t in tasks]
+    full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
+    fragment = Path(worker.plan.out) / desk_of(worker.plan, full).folder / f"{full.block.name}.scales.frag"
+    data = bytearray(fragment.read_bytes())
+    data[len(data) // 2] ^= 1
+    fragment.write_bytes(bytes(data))
+    assert not publish_if_complete(worker, full)
+    assert not published_revision(open_store(worker.plan.out), TILE, "2024", worker.plan.model_name)
+    embed_block(worker, full)
+    assert publish_if_complete(worker, full)
+    assert same_tile(worker, out)
+
+
+def test_a_folder_with_somebody_else_s_files_is_refused(world, options, tmp_path):
+    (tmp_path / "collection.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"not of tessera-beam \(collection\.json\): choose another --out"):
+        embed(world.inv, world.model, str(tmp_path), options, "embed", lambda _: None, False)
+    assert (tmp_path / "collection.json").read_text() == "{}"
+
+
+def test_a_file_of_another_type_is_a_failed_block(world, options, tmp_path, monkeypatch):
+    monkeypatch.setitem(read.DTYPES, "B04", "float32")  # as if the file held something else than was expected
+    summary = embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", lambda _: None, False)
+    assert summary["totals"]["tiles_published"] == 0
+    assert {(f["band"], f["reason"]) for f in summary["failures"]} == {
+        ("B04", "the file holds uint16, float32 digital numbers were expected")
+    }

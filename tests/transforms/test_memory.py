@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ PLENTY = 1 << 50
 sizes = st.fixed_dictionaries(
     {
         "block_px": st.integers(1, 20).map(lambda n: n * 256),
-        "s2_scenes": st.integers(0, 400),
+        "s2_scenes": st.integers(1, 400),  # without one nothing is encoded, and no batch takes anything
         "s1_scenes": st.integers(0, 400),
         "dims": st.integers(1, 1024),
         "readers": st.integers(1, 64),
@@ -71,6 +72,13 @@ def all_budgets(given_sizes):
 
 def test_strips_get_lower_down_to_a_row_of_cog_tiles_as_the_limit_gets_smaller():
     assert [b.strip_px for b in all_budgets(SIZES)] == [2048, 1024, 512, 256, COG_TILE_PX]
+
+
+def test_what_a_block_is_made_into_is_counted_to_the_byte():
+    px, dims = 512, 64
+    made = (np.int8, dims), (np.float32, 1), (np.uint16, 3), (np.uint8, 1)  # codes, scale, counts, reasons
+    budget = budget_for(**SIZES | {"block_px": px, "dims": dims}, limit_bytes=PLENTY)
+    assert dict(budget.parts_bytes)["output"] == sum(np.empty((px, px, n), t).nbytes for t, n in made)
 
 
 def test_while_a_strip_is_encoded_the_next_one_is_read():

@@ -133,6 +133,8 @@ def test_a_model_s_colours_are_the_same_every_time_and_spread_its_reference_pixe
     assert directions.shape == (3, model.dims)
     # Unit vectors at right angles, in units of 1 / 2**14 and rounded to whole ones.
     np.testing.assert_allclose(directions @ directions.T / 2**28, np.eye(3), atol=1e-3)
+    largest = directions[np.arange(3), np.abs(directions).argmax(1)]
+    assert (largest > 0).all()  # a direction and its opposite are the same to LAPACK: other signs, other colours
     codes, scale = encode_window(session, model.profile, reference_pixels(), None, 64)
     painted = paint(codes, scale, colours)
     assert painted.min() >= 1

@@ -304,6 +304,18 @@ def test_nearest_across_zones_does_not_depend_on_the_window(tmp_path, down, acro
         np.testing.assert_array_equal(of(rows[r : r + down], cols[c : c + across]), whole[r : r + down, c : c + across])
 
 
+def test_pixels_of_another_zone_are_worked_out_in_pieces_of_any_size(tmp_path, monkeypatch):
+    _, asset, rows, cols = other_zone(tmp_path, np.random.default_rng(7))
+    found = []
+    for chunk_px in (1 << 30, 100, 1):
+        monkeypatch.setattr(read, "CHUNK_PX", chunk_px)
+        centres = centres_in(TILE, ZONE_32, rows, cols)
+        found.append((*centres, nearest_across(scene(asset), asset, str(tmp_path), centres, fill=0)))
+    for other in found[1:]:
+        for got, wanted in zip(other, found[0], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
 def test_a_file_in_another_zone_that_lies_elsewhere_gives_the_fill(tmp_path):
     data = np.ones((4, 4), np.float32)
     asset = write(tmp_path, data, 300000, 4000000, 10, epsg=ZONE_32, nodata=None, band="VV")
@@ -378,6 +390,22 @@ def test_a_file_with_two_bands_is_refused(tmp_path):
     with rasterio.open(tmp_path / asset.href, "w", **profile | {"count": 2}) as file:
         file.write(np.stack([data, data]))
     with pytest.raises(ReadError, match="has 2 bands, one was expected"):
+        everything(tmp_path, asset)
+
+
+@pytest.mark.parametrize(
+    ("band", "dtype", "words"),
+    [
+        ("B05", np.int16, "holds int16, uint16 digital numbers"),
+        ("B05", np.float32, "holds float32, uint16 digital numbers"),
+        ("SCL", np.uint16, "holds uint16, uint8 digital numbers"),
+        ("VV", np.int16, "holds int16, float32 digital numbers"),
+    ],
+)
+def test_a_file_of_another_type_is_refused(tmp_path, band, dtype, words):
+    # Another type is another scaling: reflectance as a fraction, decibels for power.
+    asset = write(tmp_path, np.ones((4, 4), dtype), TILE.left_m, TILE.top_m, 10, band=band)
+    with pytest.raises(ReadError, match=words):
         everything(tmp_path, asset)
 
 

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -84,6 +88,37 @@ def test_a_block_is_begun_as_often_as_a_worker_may_die_of_it_and_then_refused(st
     assert begun == [*range(1, ATTEMPTS + 1), 0, 0]
     assert DESK.begin(store, "r00000_c04096") == 1  # each block has its own
     assert Desk("_work/2024/33TWL/abababab/other").begin(store, BLOCK) == 1  # and each plan
+
+
+def marked(store, n, text):
+    store.put_if_absent(f"{DESK.folder}/{BLOCK}.attempt{n}", text.encode())
+
+
+def gone_pid():
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_block_that_another_process_works_on_has_killed_nobody(store):
+    # Two runs over one output: the parent of this process is alive for as long as the test.
+    marked(store, 1, f"{socket.gethostname()} {os.getppid()}")
+    assert [DESK.begin(store, BLOCK) for _ in range(ATTEMPTS + 1)] == [1] * (ATTEMPTS + 1)
+
+
+@pytest.mark.parametrize(
+    "whose",
+    [
+        lambda: f"{socket.gethostname()} {gone_pid()}",
+        lambda: f"some-other-host {os.getppid()}",  # of which nothing can be known
+        lambda: f"{socket.gethostname()} {os.getpid()}",  # what this process left undone
+        lambda: "",
+    ],
+    ids=["a dead process", "another machine", "itself", "nobody"],
+)
+def test_a_block_that_nobody_works_on_any_more_counts_its_attempts(store, whose):
+    marked(store, 1, whose())
+    assert [DESK.begin(store, BLOCK) for _ in range(ATTEMPTS)] == [2, 0]
 
 
 def test_an_attempt_that_was_taken_back_does_not_count(store):
