@@ -257,7 +257,8 @@ def nearest_across(
       ReadError: as `read_patch`.
     """
     a, _, c, _, e, f = asset.transform
-    out = np.full(centres[0].shape, fill, np.float32)
+    height, width = centres[0].shape
+    out = np.full((height, width), fill, np.float32)
 
     def position(low: float, high: float, origin: float, step: float, size: int) -> tuple[int, int]:
         ends = sorted(int(np.floor((v - origin) / step)) for v in (low, high))
@@ -269,8 +270,8 @@ def nearest_across(
         return out
     patch = read_patch(scene, asset, root, r0, c0, r1 - r0, c1 - c0)
     ok = patch.valid()
-    rows = max(1, CHUNK_PX // out.shape[1])
-    for start in range(0, out.shape[0], rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB
+    rows = max(1, CHUNK_PX // width)
+    for start in range(0, height, rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB
         part = slice(start, start + rows)
         j = np.floor((centres[0][part] - c) / a).astype(np.int64) - c0
         i = np.floor((centres[1][part] - f) / e).astype(np.int64) - r0

@@ -385,15 +385,14 @@ def test_a_dry_run_does_not_claim_the_folder(world, tmp_path):
 def test_verify_sees_pixels_that_are_missing(world, tmp_path, monkeypatch):
     from transforms import embed as step
 
-    real = step.WindowEncoder.add
-
-    def lossy(self, pixels, wanted, row=0, col=0):
-        some = wanted.copy()
-        some[::2] = False
-        real(self, pixels, some, row, col)
+    class Lossy(step.WindowEncoder):
+        def add(self, pixels, wanted, row=0, col=0):
+            some = wanted.copy()
+            some[::2] = False
+            super().add(pixels, some, row, col)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(step.WindowEncoder, "add", lossy)
+    monkeypatch.setattr(step, "WindowEncoder", Lossy)
     run(world, out, tiles=("33TUL",))
     found = verify(str(out), recompute=2, seed=0, device="cpu")
     assert any(f["check"] == "recompute" and "other pixels" in f["detail"] for f in found["findings"]), found

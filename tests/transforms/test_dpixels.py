@@ -542,8 +542,8 @@ def test_scaling_is_the_slow_formula_in_double_precision_for_every_float(values)
 
 def test_scaling_is_in_double_precision_where_single_would_give_other_values():
     # The reference takes float64 for RTC, float32 for OPERA (golden/scenes_mpc: 245 values differ there).
-    x = np.random.default_rng(0).uniform(0.0033, 2, 200_000).astype(np.float32)
-    wanted = np.array([int((20 * math.log10(v) + 50) * 200) for v in x.tolist()])
+    x = np.random.default_rng(0).uniform(0.0033, 2, (600, 500)).astype(np.float32)
+    wanted = np.array([int((20 * math.log10(v) + 50) * 200) for v in x.ravel().tolist()]).reshape(x.shape)
     np.testing.assert_array_equal(scale_s1(x), wanted)
     half_single = (20 * np.log10(x).astype(np.float64) + 50) * 200
     assert (half_single.astype(np.int16) != wanted).any()
