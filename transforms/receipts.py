@@ -110,9 +110,6 @@ class Desk:
         """The status stands in the name, so that a listing tells whether a tile is complete."""
         return f"{self.folder}/{block}.{status}.json"
 
-    def fragment_name(self, block: str) -> str:
-        return f"{self.folder}/{block}.frag"
-
     def statuses(self, store: Store) -> dict[str, str]:
         """Block name -> `DONE` or `FAILED`, from one listing. A block that was done after it had failed is done."""
         found: dict[str, str] = {}
