@@ -68,10 +68,12 @@ class LocalStore:
 
     def _part(self) -> tuple[int, str]:
         parts = Path(self.root) / PARTS
-        while True:
-            parts.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # swept by another process between the two lines
+        while not parts.is_file():
+            # Another process may sweep the folder away between any two of these calls; mkdir then says that it exists.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                parts.mkdir(exist_ok=True)
                 return tempfile.mkstemp(dir=parts, prefix=f"{socket.gethostname()}-{os.getpid()}-")
+        raise NotADirectoryError(f"{parts} is a file: remove it, the folder of unfinished files has that name")
 
     @contextlib.contextmanager
     def _temporary(self, name: str) -> Iterator[tuple[BinaryIO, Path, Path]]:
