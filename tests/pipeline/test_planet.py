@@ -1,6 +1,5 @@
 import datetime as dt
 import hashlib
-import importlib.resources
 import itertools
 import json
 from collections import Counter
@@ -14,6 +13,7 @@ import rasterio
 import referencing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stac_schemas import SCHEMAS, schema_documents
 
 from model.errors import BadInput
 from pipeline.demo import passes
@@ -27,7 +27,6 @@ from transforms.grid import STEP_PX, lonlat_of, tile_of, to_crs
 S2, S1 = "sentinel-2-c1-l2a", "sentinel-1-rtc"
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12", "SCL")
 REAL = Path(__file__).parents[2] / "../shared/real-data/stac"
-SCHEMAS = Path(__file__).parents[2] / "../shared/schemas"
 
 
 @pytest.fixture(scope="module")
@@ -76,22 +75,9 @@ def test_the_catalogue_is_read_by_pystac_and_its_hrefs_lead_to_files(planet):
             assert Path(asset.get_absolute_href()).is_file()
 
 
-def published_schemas():
-    """The published schemas by address, with the GeoJSON ones that pystac carries."""
-    documents = {}
-    for path in sorted(SCHEMAS.rglob("*.json")):
-        document = json.loads(path.read_text())
-        if "$schema" in document and path.name != "processing-v1.1.0.json":  # its $id is that of v1.0.0
-            documents[document["$id"].rstrip("#")] = document
-    for name in ("Feature", "Geometry"):
-        text = importlib.resources.files("pystac.validation.jsonschemas").joinpath(f"geojson/{name}.json").read_text()
-        documents[f"https://geojson.org/schema/{name}.json"] = json.loads(text)
-    return documents
-
-
 @pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the published STAC schemas are not in ../shared")
 def test_records_are_valid_by_the_published_schemas(planet):
-    documents = published_schemas()
+    documents = schema_documents()
     registry = referencing.Registry().with_resources(
         (address, referencing.Resource.from_contents(document)) for address, document in documents.items()
     )
