@@ -20,8 +20,8 @@ from model import parity
 from model.checkpoints import Checkpoint, args_of
 from model.encoders import StudentEncoder, encoder_of
 from model.export import export
+from model.families import profile_for
 from model.modelfile import INPUTS
-from model.profile import profile_for
 from model.weights import EncoderSizes
 from pipeline.demo import untrained
 

@@ -8,7 +8,7 @@ from typing import Any
 from model.errors import BadInput
 
 FORMAT = "tessera-beam/profile"
-VERSION = 1  # raised when a field is added or changes its meaning; newer files are refused by number
+VERSION = 2  # raised when a field is added or changes its meaning; newer files are refused by number
 
 # ucam-eo/tessera README: red, blue, green, nir, nir08, red edge 1-3, swir16, swir22. Not wavelength order.
 S2_BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
@@ -19,6 +19,50 @@ ES_C1 = "sentinel-2-c1-l2a@earth-search"
 ES_L2A = "sentinel-2-l2a@earth-search"
 PC_L2A = "sentinel-2-l2a@planetary-computer"
 PC_RTC = "sentinel-1-rtc@planetary-computer"
+OPERA_RTC = "rtc-s1@opera"
+
+# What this release can do for each field that names a rule, with the words in which a person reads it.
+RULES: dict[str, dict[str, str]] = {
+    "s2_resampling": {
+        "bilinear": "20 m bands to 10 m bilinear as GDAL's warper does, rounded half up",
+        "nearest": "20 m bands to 10 m by nearest neighbour (the reference before 2026-05-06)",
+    },
+    "s1_resampling": {
+        "nearest": "radar to 10 m by nearest neighbour",
+        "bilinear": "radar from 30 m to 10 m bilinear",
+    },
+    "s1_arithmetic": {"float64": "scaled in float64", "float32": "scaled in float32"},
+    "day_rule": {"utc-date": "scenes of one UTC date are one observation"},
+    "s2_order": {"datetime-ascending": "the earliest valid scene of a day wins"},
+    "s1_order": {"datetime-descending": "the latest radar scene of a day and orbit wins"},
+    "offset_rule": {"subtract-where-at-least": "the offset o is subtracted where v >= o, after resampling and mosaic"},
+    "day_encoding": {"raw-sinusoids": "sinusoids of the raw day of year, base 10,000, added to the band embedding"},
+    "sampler": {
+        "v1.0": "40 of n drawn without replacement, with replacement where fewer, sorted by date",
+        "v1.1": "all n, filled up to the bin by rounded points of a line, appended; the middles of 256 groups beyond",
+        "v2": "all n, filled up to the bin by the middles of groups, appended; 256 truncated points of a line beyond",
+    },
+    "randomness": {
+        "none": "no randomness",
+        "counter": "random numbers are a hash of (profile, tile, period, sensor, pixel, draw)",
+    },
+    "row_order": {
+        "ascending-first": "radar rows: the ascending orbit by date, then the descending one, then what was appended",
+    },
+    "empty_modality": {
+        "one-absent-row": "a sensor without observations is one row of zeros after standardisation, day 0",
+        "bin-of-absent-rows": "a sensor without observations is 8 rows of zeros after standardisation, day 0",
+        "all-steps": "a sensor without observations gives all its time steps, valid or not",
+    },
+    "scale_floor_of": {
+        "largest": "max|x| is never taken below",
+        "scale": "the scale is never taken below",
+    },
+}  # fmt: skip
+
+
+# The reference's limit is a share of the region it was asked for, which no metadata tell.
+COVERAGE = "none: a date without a valid pixel adds nothing (the reference drops days under 0.01 % of its region)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +78,24 @@ class Profile:
       s1_ascending_mean, .._std, s1_descending_mean, .._std: the same for VV, VH of each orbit direction, scaled DN.
       std_epsilon: added to every standard deviation before the division.
       scl_invalid: scene classes that mask an observation.
-      s2_resampling: how 20 m bands come to the 10 m grid ("bilinear": GDAL's warper, rounded half up).
-      day_rule: what makes two scenes one observation ("utc-date").
+      s2_resampling: how 20 m bands come to the 10 m grid.
+      day_rule: what makes two scenes one observation.
       s2_order, s1_order: which scene of a day wins where several are valid.
-      offset_rule: form of the BOA offset ("subtract-where-at-least": v - o where v >= o, smaller values stay),
-        applied after resampling and mosaic, decided per scene from baseline and provider.
-      s1_scaling: from linear gamma0 to the stored int16.
+      offset_rule: form of the BOA offset, decided per scene from baseline and provider.
+      s1_scaling: from linear gamma0 to the stored int16. `s1_arithmetic`: in which width; the other moves some by 1.
+      s1_resampling: how radar comes to the 10 m grid.
+      day_encoding: how a day of year enters the encoder.
       sampler: how valid observations become token rows; `sampler_bins` are the lengths they are filled up to.
+      randomness: what a sampler that draws is keyed by. `row_order`: of what the pooling sees.
       empty_modality: what stands in for a modality without any valid observation.
       native_dims, dims: width of the encoder's output, and how many of its first values are quantised and stored.
-      code_min, code_max: range of the codes. `scale_floor`: least max|x| that a scale is made from.
+        The scale is made from those alone.
+      code_min, code_max: range of the codes. The v1 references clip at -128 and never reach it.
+      scale_floor, scale_floor_of: least max|x| that a scale is made from, or least scale.
+      coverage_rule: which dates are left out for covering too little.
       notes: departures a reader must know of, in words.
+
+    Fields that are keys of `RULES` hold one of its names.
     """
 
     name: str
@@ -69,15 +120,28 @@ class Profile:
     s1_order: str = "datetime-descending"
     offset_rule: str = "subtract-where-at-least"
     s1_scaling: str = "trunc(clip((20 log10 x + 50) * 200, 0, 32767)), x <= 0 is 0"
+    s1_arithmetic: str = "float64"
+    s1_resampling: str = "nearest"
+    day_encoding: str = "raw-sinusoids"
     sampler: str = "v2"
     sampler_bins: tuple[int, ...] = tuple(range(8, 257, 8))
-    empty_modality: str = "one row of zeros after standardisation, day 0"
+    randomness: str = "none"
+    row_order: str = "ascending-first"
+    empty_modality: str = "one-absent-row"
     code_min: int = -127
     code_max: int = 127
     scale_floor: float = 1e-12
+    scale_floor_of: str = "largest"
+    coverage_rule: str = COVERAGE
     notes: str = ""
 
     def __post_init__(self) -> None:
+        for field, known in RULES.items():
+            if getattr(self, field) not in known:
+                raise BadInput(
+                    f"profile {self.name}: {field} {getattr(self, field)!r} is not in this release, "
+                    f"which has {', '.join(known)}"
+                )
         for field, width in (("s2_mean", 10), ("s2_std", 10)):
             if len(getattr(self, field)) != width:
                 raise BadInput(f"profile {self.name}: {field} has {len(getattr(self, field))} numbers, not {width}")
@@ -113,8 +177,10 @@ def profile_from_json(text: str) -> Profile:
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise BadInput(f"this is not a {FORMAT} record")
     version = fields.pop("version", None)
-    if version != VERSION:
-        raise BadInput(f"profile version {version}: this release reads version {VERSION}; use a newer tessera-beam")
+    if version not in range(1, VERSION + 1):
+        raise BadInput(f"profile version {version}: this release reads 1 to {VERSION}; use a newer tessera-beam")
+    if version == 1:  # one sentence stood where a rule's name stands now; what was added has version 1's meaning
+        fields["empty_modality"] = _EMPTY_V1.get(fields.get("empty_modality", ""), fields.get("empty_modality"))
     known = {f.name for f in dataclasses.fields(Profile)}
     required = {
         f.name
@@ -129,39 +195,4 @@ def profile_from_json(text: str) -> Profile:
     return Profile(**values)
 
 
-# ucam-eo/tessera tessera_infer_v2/student/model.py, order of S2_BANDS. One set for all sources, made on MPC's data.
-_V2_NORMS: dict[str, Any] = {
-    "s2_mean": (
-        1633.0042, 1341.1090, 1539.5536, 3054.8269, 3117.4658,
-        2004.1648, 2694.7275, 2945.1504, 2266.6079, 1657.3094,
-    ),
-    "s2_std": (
-        1999.4603, 2014.7549, 1929.2201, 1754.2493, 1649.9807,
-        1936.8988, 1748.6041, 1708.6991, 1207.5250, 1108.6046,
-    ),
-    "s1_ascending_mean": (5909.3921, 3405.0322),
-    "s1_ascending_std": (1507.1750, 1531.2615),
-    "s1_descending_mean": (5816.1382, 3277.7576),
-    "s1_descending_std": (1554.6475, 1546.4733),
-}  # fmt: skip
-
-FAMILIES = ("v2",)
-
-
-def profile_for(family: str, native_dims: int, dims: int | None = None) -> Profile:
-    """The profile of a published family, with the output width that the checkpoint has.
-
-    Raises:
-      BadInput: an unknown family.
-    """
-    if family != "v2":
-        raise BadInput(f"family {family!r}: this release knows {', '.join(FAMILIES)}")
-    return Profile(
-        name="v2",
-        family="v2",
-        s2_sources=(ES_C1, ES_L2A, PC_L2A),
-        s1_sources=(PC_RTC,),
-        native_dims=native_dims,
-        dims=native_dims if dims is None else dims,
-        **_V2_NORMS,
-    )
+_EMPTY_V1 = {"one row of zeros after standardisation, day 0": "one-absent-row"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import BadInput
-from model.profile import profile_for
+from model.families import profile_for
 from pipeline.embed import READERS
 from transforms import inventory
 from transforms.dpixels import build, read_stack, save

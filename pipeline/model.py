@@ -9,10 +9,10 @@ import jinja2
 
 from model.errors import BadInput
 from model.extras import need
+from model.families import profile_for
 from model.gate import GateReport, gate
 from model.modelfile import ModelFile, describe, open_model
 from model.parity import DECADES, Distance
-from model.profile import profile_for
 
 BAR_PX, STEP_PX, CHART_PX = 72, 88, 160  # width of a bar, distance between bars, height of the histogram
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from model.extras import need
-from model.profile import Profile, profile_for
+from model.families import profile_for
+from model.profile import Profile
 from model.weights import EncoderSizes, Tensors, tensor_shapes
 
 MODEL = Path(__file__).with_name("model.onnx")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
 from model.errors import BadInput
-from model.profile import S1_BANDS, S2_BANDS, profile_for
+from model.families import profile_for
+from model.profile import S1_BANDS, S2_BANDS
 from pipeline import inventory
 from pipeline.dpixels import dpixels
 from pipeline.embed import READERS

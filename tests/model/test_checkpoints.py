@@ -9,7 +9,7 @@ import torch
 
 from model.checkpoints import Checkpoint, Record, args_of, load_v2, save_v2
 from model.errors import BadInput
-from model.profile import profile_for
+from model.families import profile_for
 from model.weights import EncoderSizes, weights_sha256
 from pipeline.demo.untrained import random_weights
 

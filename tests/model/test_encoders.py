@@ -8,7 +8,7 @@ from model import parity, reference
 from model.checkpoints import load_v2
 from model.encoders import DAYS, day_table, encoder_of
 from model.errors import BadInput
-from model.profile import profile_for
+from model.families import profile_for
 from model.weights import EncoderSizes
 from pipeline.demo.untrained import random_weights
 

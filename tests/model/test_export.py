@@ -11,8 +11,8 @@ from model.checkpoints import Checkpoint, args_of, load_v2
 from model.encoders import encoder_of
 from model.errors import BadInput
 from model.export import export, run_torch
+from model.families import profile_for
 from model.modelfile import open_model
-from model.profile import profile_for
 from model.quantise import quantise
 from model.weights import EncoderSizes
 from pipeline.demo import untrained

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from model.profile import S2_BANDS, profile_for
+from model.families import profile_for
+from model.profile import S2_BANDS
 from pipeline.real import cubes, openeo, run, worldcereal
 from pipeline.real.checks import Check, compare, table
 from pipeline.real.cubes import MISSING, Cube, power_of, read_cube

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from model.profile import ES_C1, PC_RTC, profile_for
+from model.families import profile_for
+from model.profile import ES_C1, PC_RTC
 from pipeline import report as report_module
 from pipeline.report import CARDS, count, duration, pixel_bar, render, report, share, size
 from pipeline.report_facts import Facts, TileFacts, facts_of

@@ -15,7 +15,8 @@ from numpy.lib import format as npy
 from rasterio.transform import Affine
 
 from model.errors import BadInput
-from model.profile import PC_L2A, PC_RTC, S2_BANDS, profile_for
+from model.families import profile_for
+from model.profile import PC_L2A, PC_RTC, S2_BANDS
 from pipeline import inventory as inventory_verb
 from transforms import inventory
 from transforms.dpixels import LAYOUT, DPixels, build, load, read_stack, save, scale_s1

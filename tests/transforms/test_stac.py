@@ -17,7 +17,8 @@ from shapely.geometry import box, shape
 from stac_schemas import SCHEMAS, complaints, schema_documents
 
 from model.errors import BadInput
-from model.profile import ES_C1, PC_RTC, profile_for
+from model.families import profile_for
+from model.profile import ES_C1, PC_RTC
 from transforms import stac, stac_index
 from transforms.grid import tile_of
 from transforms.periods import period_of
