@@ -18,7 +18,7 @@ import torch
 
 from model import parity
 from model.checkpoints import Checkpoint, args_of
-from model.encoders import StudentEncoder, encoder_of
+from model.encoders import Encoder, encoder_of
 from model.export import export
 from model.families import profile_for
 from model.modelfile import INPUTS
@@ -57,7 +57,7 @@ def machine_flops(side: int = 1536) -> float:
     return rate(lambda: a @ a, 1) * 2 * side**3
 
 
-def dynamo(encoder: StudentEncoder, inputs: parity.Inputs, folder: Path) -> Path:
+def dynamo(encoder: Encoder, inputs: parity.Inputs, folder: Path) -> Path:
     """What `torch.onnx.export` makes of the same module, pixel and time axes dynamic."""
     dim = torch.export.Dim
     axes = {name: dim(name) for name in ("pixel", "t2", "t1")}

@@ -1,4 +1,4 @@
-"""Encoders: the TESSERA v2 student in PyTorch, from raw digital numbers to codes."""
+"""Encoders: every published TESSERA encoder in PyTorch, from raw digital numbers to codes."""
 
 import math
 
@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.profile import Profile
-from model.weights import LAYER_NORM_EPSILON, MODALITIES, QK_NORM_EPSILON, EncoderSizes, Tensors, check_tensors
+from model.weights import (
+    CUSTOM_GRU,
+    GATES,
+    LAYER_NORM_EPSILON,
+    MODALITIES,
+    QK_NORM_EPSILON,
+    TORCH_GRU,
+    EncoderSizes,
+    Tensors,
+    check_tensors,
+)
 
 DAYS = 367  # day 0 (an absent observation) to day 366
 
@@ -50,15 +60,81 @@ class Layer(nn.Module):
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))  # type: ignore[no-any-return]
 
 
-class AttentionPool(nn.Module):
-    """The mean over time, weighted by a softmax of one learned query."""
+class CustomGRU(nn.Module):
+    """TESSERA's own recurrent cell over a series, from a state of zeros.
+
+    For each token x and the state h before it:
+
+        r  = sigmoid(W_ir x + W_hr h + b_r)
+        z  = sigmoid(W_iz x + W_hz h + b_z)
+        n  = tanh(W_ih x + W_hh (r * h) + b_h)
+        h' = (1 - z) * h + z * n
+
+    This is not nn.GRU: there the reset gate comes after the product with h, and z keeps the old state. An archive made
+    with the one in place of the other has 15 % of its codes right at a cosine of 0.997 (facts/tessera.md, trap T4).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(width, 1)
+        for gate in GATES:
+            self.register_parameter(f"b_{gate}", nn.Parameter(torch.zeros(width)))
+            for side in ("i", "h"):
+                self.add_module(f"W_{side}{gate}", nn.Linear(width, width, bias=False))
+        self.b_r: Tensor
+        self.b_z: Tensor
+        self.b_h: Tensor
+        self.W_hr: nn.Module
+        self.W_hz: nn.Module
+        self.W_hh: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:  # (N, T, d)
-        return (self.query(x).softmax(1) * x).sum(1)  # type: ignore[no-any-return]  # (N, d)
+        r, z, n = (self.get_submodule(f"W_i{g}")(x) + self.get_parameter(f"b_{g}") for g in GATES)  # all tokens at once
+        h = torch.zeros_like(x[:, 0])
+        states = []
+        for t in range(x.shape[1]):
+            reset = torch.sigmoid(r[:, t] + self.W_hr(h))
+            update = torch.sigmoid(z[:, t] + self.W_hz(h))
+            h = (1 - update) * h + update * torch.tanh(n[:, t] + self.W_hh(reset * h))
+            states.append(h)
+        return torch.stack(states, 1)  # (N, T, d)
+
+
+class TemporalContext(nn.Module):
+    """The custom GRU under the name that published checkpoints give it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gru_cell = CustomGRU(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru_cell(x)  # type: ignore[no-any-return]
+
+
+class Pool(nn.Module):
+    """The mean of the tokens over time, weighted by a softmax of one learned query.
+
+    The query is put to the tokens themselves, or to what a GRU makes of them in their order; the mean is of the tokens
+    in either case, never of the GRU's states.
+    """
+
+    def __init__(self, sizes: EncoderSizes) -> None:
+        super().__init__()
+        d = sizes.width
+        self.query = nn.Linear(d, 1)
+        self.pooling = sizes.pooling
+        if sizes.pooling == TORCH_GRU:
+            self.temporal_context: nn.Module = nn.GRU(d, d, batch_first=True)
+        elif sizes.pooling == CUSTOM_GRU:
+            self.temporal_context = TemporalContext(d)
+            self.layer_norm = nn.LayerNorm(d, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, d)
+        context = x
+        if self.pooling == TORCH_GRU:
+            context = self.temporal_context(x)[0]
+        elif self.pooling == CUSTOM_GRU:
+            context = self.layer_norm(self.temporal_context(x))
+        return (self.query(context).softmax(1) * x).sum(1)  # type: ignore[no-any-return]  # (N, d)
 
 
 class Backbone(nn.Module):
@@ -68,7 +144,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(channels, sizes.width), nn.ReLU(), nn.Linear(sizes.width, sizes.width))
         self.transformer_encoder = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
-        self.attn_pool = AttentionPool(sizes.width)
+        self.attn_pool = Pool(sizes)
         self.register_buffer("day_table", day_table(sizes.width), persistent=False)
         self.day_table: Tensor
 
@@ -79,11 +155,11 @@ class Backbone(nn.Module):
         return self.attn_pool(x)  # type: ignore[no-any-return]  # (N, d)
 
 
-class StudentEncoder(nn.Module):
-    """The v2 student: two backbones, a reducer, and the profile's constants around them.
+class Encoder(nn.Module):
+    """Two backbones, a reducer, and the profile's constants around them.
 
-    A row whose day is 0 is an absent observation: zeros after standardisation, whatever numbers it carries. A series
-    of one such row is the profile's empty modality.
+    A row whose day is 0 is an absent observation: zeros after standardisation, whatever numbers it carries. Rows of
+    that kind are what most profiles put in place of a modality without observations.
     """
 
     def __init__(self, sizes: EncoderSizes, profile: Profile) -> None:
@@ -92,13 +168,16 @@ class StudentEncoder(nn.Module):
         self.sizes, self.profile = sizes, profile
         self.s2_backbone = Backbone(MODALITIES["s2"], sizes)
         self.s1_backbone = Backbone(MODALITIES["s1"], sizes)
-        self.dim_reducer = nn.Sequential(
-            nn.Linear(2 * d, sizes.hidden),
-            nn.LayerNorm(sizes.hidden, eps=LAYER_NORM_EPSILON),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Linear(sizes.hidden, sizes.native_dims),
-        )
+        if sizes.hidden:
+            self.dim_reducer = nn.Sequential(
+                nn.Linear(2 * d, sizes.hidden),
+                nn.LayerNorm(sizes.hidden, eps=LAYER_NORM_EPSILON),
+                nn.ReLU(),
+                nn.Dropout(0.2),
+                nn.Linear(sizes.hidden, sizes.native_dims),
+            )
+        else:
+            self.dim_reducer = nn.Sequential(nn.Linear(2 * d, sizes.native_dims))
         for name, numbers in {
             "s2_mean": profile.s2_mean,
             "s2_std": profile.s2_std,
@@ -114,8 +193,8 @@ class StudentEncoder(nn.Module):
     def embed(self, x2: Tensor, doy2: Tensor, x1: Tensor, doy1: Tensor) -> Tensor:
         """Standardised float32 (N, T2, 10) and (N, T1, 2), days as long (N, T): float32 (N, native_dims)."""
         both = torch.cat([self.s2_backbone(x2, doy2), self.s1_backbone(x1, doy1)], -1)  # (N, 2d)
-        z = self.dim_reducer(both)  # (N, native_dims)
-        return F.layer_norm(z, z.shape[-1:], eps=LAYER_NORM_EPSILON)
+        z: Tensor = self.dim_reducer(both)  # (N, native_dims)
+        return F.layer_norm(z, z.shape[-1:], eps=LAYER_NORM_EPSILON) if self.sizes.output_norm else z
 
     def standardise(self, raw: Tensor, doy: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Raw numbers (N, T, channels) to float32; rows of day 0 to zeros."""
@@ -133,19 +212,23 @@ class StudentEncoder(nn.Module):
         s2_doy, s1_doy, orbit = s2_doy.long(), s1_doy.long(), s1_orbit.long()
         x2 = self.standardise(s2, s2_doy, self.s2_mean, self.s2_std)
         x1 = self.standardise(s1, s1_doy, self.s1_mean[orbit], self.s1_std[orbit])
-        z = self.embed(x2, s2_doy, x1, s1_doy)[:, : self.profile.dims]  # (N, dims)
-        scale = z.abs().amax(-1).clamp(min=self.profile.scale_floor) / self.profile.code_max  # (N,)
+        z = self.embed(x2, s2_doy, x1, s1_doy)[:, : self.profile.dims]  # (N, dims); cut before the scale is made
+        largest, floor = z.abs().amax(-1), self.profile.scale_floor  # (N,)
+        if self.profile.scale_floor_of == "scale":
+            scale = (largest / self.profile.code_max).clamp(min=floor)
+        else:
+            scale = largest.clamp(min=floor) / self.profile.code_max
         codes = (z / scale[:, None]).round().clamp(self.profile.code_min, self.profile.code_max)  # half to even
         return codes.to(torch.int8), scale, z
 
 
-def encoder_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile) -> StudentEncoder:
+def encoder_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile) -> Encoder:
     """An encoder in eval mode with these weights.
 
     Raises:
       BadInput: the tensors are not those of `sizes`.
     """
     check_tensors(tensors, sizes)
-    encoder = StudentEncoder(sizes, profile)
+    encoder = Encoder(sizes, profile)
     encoder.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
     return encoder.eval()

@@ -8,28 +8,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, checker, helper
+from onnx import GraphProto, ModelProto, TensorProto, checker, helper
 
 from model import modelfile, parity
 from model.checkpoints import Checkpoint
-from model.encoders import StudentEncoder, day_table, encoder_of
+from model.encoders import Encoder, day_table, encoder_of
 from model.errors import BadInput
-from model.graph import build
+from model.graph import build, layer_inputs
+from model.limits import FILE_BYTES
 from model.modelfile import ModelFile, open_model
 from model.profile import Profile
-from model.weights import weights_sha256
+from model.variant import Variant, variant_of
+from model.weights import EncoderSizes, Tensors, weights_sha256
 
 
-def export(checkpoint: Checkpoint, profile: Profile, stem: str, origin: dict[str, Any], out: str | Path) -> ModelFile:
+def export(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    stem: str,
+    origin: dict[str, Any],
+    out: str | Path,
+    precision: str = "fp32",
+    target: str = "any",
+) -> ModelFile:
     """Writes the model file; the same arguments give the same bytes.
 
     Args:
-      stem: what the model is called; its name becomes `<stem>-<first 8 digits of the weights' sha256>`.
+      stem: what the model is called; its name becomes `<stem>-<first 8 digits of the weights' sha256>`, with the
+        precision behind it where that is not fp32.
       origin: import or training record, JSON values.
       out: path of the file, replaced at once when it is complete.
+      precision, target: of `variant.PRECISIONS` and `variant.TARGETS`.
 
     Raises:
-      BadInput: tensors and profile do not fit each other, or `out` lies in no folder.
+      BadInput: tensors and profile do not fit each other, an unknown precision or target, or `out` lies in no folder.
       RuntimeError: ONNX Runtime's numbers are not PyTorch's; nothing is written.
     """
     out = Path(out)
@@ -39,17 +51,19 @@ def export(checkpoint: Checkpoint, profile: Profile, stem: str, origin: dict[str
         raise BadInput(
             f"profile {profile.name} has {profile.native_dims} dimensions, the weights {checkpoint.sizes.native_dims}"
         )
-    model = _model(checkpoint, profile)
+    variant = variant_of(checkpoint.sizes, precision, target)
+    model = model_of(checkpoint.tensors, checkpoint.sizes, profile, variant)
     encoder = encoder_of(checkpoint.tensors, checkpoint.sizes, profile)
     measured = _parity(model, encoder)
-    if not measured.ok:
-        raise RuntimeError(f"the exported graph differs from PyTorch: {measured}")
+    if not measured.within(precision):
+        raise RuntimeError(f"the exported {precision} graph differs from PyTorch: {measured}")
     digest = weights_sha256(checkpoint.tensors)
     records = {
         "tessera_beam": _json({"format": modelfile.FORMAT, "version": modelfile.VERSION}),
-        "name": f"{stem}-{digest[:8]}",
+        "name": f"{stem}-{digest[:8]}{variant.suffix}",
         "profile": profile.to_json(),
         "encoder": _json(dataclasses.asdict(checkpoint.sizes)),
+        "variant": _json(dataclasses.asdict(variant)),
         "weights_sha256": digest,
         "origin": _json(origin),
         "parity": _json(parity_record(measured)),
@@ -57,25 +71,56 @@ def export(checkpoint: Checkpoint, profile: Profile, stem: str, origin: dict[str
         "graph_digest": modelfile.graph_digest(model),
     }
     helper.set_model_props(model, records)
+    if model.ByteSize() > FILE_BYTES:
+        raise BadInput(f"{out.name} would have {model.ByteSize():,} bytes: an ONNX file holds at most {FILE_BYTES:,}")
     partial = out.with_name(f".{out.name}.partial")
     partial.write_bytes(model.SerializeToString(deterministic=True))
     partial.replace(out)
     return open_model(out)
 
 
-def _model(checkpoint: Checkpoint, profile: Profile) -> ModelProto:
-    graph = build(checkpoint.tensors, day_table(checkpoint.sizes.width).numpy(), checkpoint.sizes, profile)
-    model = helper.make_model(
+def model_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile, variant: Variant) -> ModelProto:
+    """The model without its records, checked by ONNX itself."""
+    days = day_table(sizes.width).numpy()
+    ranges = None
+    if variant.precision == "int8":
+        exact = dataclasses.replace(variant, precision="fp32")
+        wide = _proto(build(tensors, days, sizes, profile, exact))
+        ranges = measured_ranges(wide, layer_inputs(tensors, sizes, profile, exact))
+    model = _proto(build(tensors, days, sizes, profile, variant, ranges))
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def _proto(graph: GraphProto) -> ModelProto:
+    return helper.make_model(
         graph,
         ir_version=modelfile.IR_VERSION,
         opset_imports=[helper.make_opsetid("", modelfile.OPSET)],
         producer_name="tessera-beam",
     )
-    checker.check_model(model, full_check=True)
-    return model
 
 
-def run_torch(encoder: StudentEncoder, inputs: parity.Inputs) -> parity.Outputs:
+def measured_ranges(model: ModelProto, layer_inputs: dict[str, str]) -> dict[str, float]:
+    """The largest |input| of each layer over the calibration inputs; the model is left as it is.
+
+    Fixed ranges, not ones found in each batch: a pixel's codes must not depend on its neighbours. Behind a LayerNorm
+    they hang on the weights far more than on the pixel, so made-up pixels will do; what lies beyond is clipped.
+    """
+    probe = ModelProto()
+    probe.CopyFrom(model)
+    names = sorted(set(layer_inputs.values()))
+    kept = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    probe.graph.output.extend(kept)
+    session = parity.Session(probe.SerializeToString())
+    reach = dict.fromkeys(names, 0.0)
+    for case in parity.calibration_inputs():
+        for name, values in zip(names, session.values(case, names), strict=True):
+            reach[name] = max(reach[name], float(np.abs(values).max()))
+    return {layer: reach[name] for layer, name in layer_inputs.items()}
+
+
+def run_torch(encoder: Encoder, inputs: parity.Inputs) -> parity.Outputs:
     """The encoder on one thread, so that its own result does not depend on the machine's number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -86,7 +131,7 @@ def run_torch(encoder: StudentEncoder, inputs: parity.Inputs) -> parity.Outputs:
         torch.set_num_threads(threads)
 
 
-def _parity(model: ModelProto, encoder: StudentEncoder) -> parity.Distance:
+def _parity(model: ModelProto, encoder: Encoder) -> parity.Distance:
     session = parity.Session(model.SerializeToString(deterministic=True))
     cases = [parity.inputs_of(*size) for size in parity.SIZES]
     return parity.distance((session.run(c) for c in cases), (run_torch(encoder, c) for c in cases))
@@ -100,12 +145,13 @@ def parity_record(measured: parity.Distance) -> dict[str, Any]:
         "rms": round(measured.rms, 4),
         "equal_codes_share": round(measured.equal_codes_share, 6),
         "max_code_step": measured.max_code_step,
+        "cosine": float(f"{measured.cosine:.8f}"),
         "codes": measured.codes,
         "cases": [list(size) for size in parity.SIZES],
     }
 
 
-def _golden(encoder: StudentEncoder) -> dict[str, Any]:
+def _golden(encoder: Encoder) -> dict[str, Any]:
     cases = [parity.inputs_of(*size) for size in parity.GOLDEN_SIZES]
     runs = [run_torch(encoder, c) for c in cases]
     return {

@@ -11,10 +11,11 @@ from onnx import ModelProto, TensorProto, load_model_from_string, numpy_helper
 
 from model.errors import BadInput
 from model.profile import Profile, profile_from_json
+from model.variant import Variant
 from model.weights import EncoderSizes
 
 FORMAT = "tessera-beam/model"
-VERSION = 1  # raised when inputs, outputs or metadata change their meaning; newer files are refused by number
+VERSION = 2  # raised when inputs, outputs or metadata change their meaning; newer files are refused by number
 IR_VERSION, OPSET = 10, 20  # ONNX Runtime loads these since 1.18; left alone, onnx 1.23 writes IR 14, which none loads
 
 DIMS = "dims"  # stands for the profile's dims in the table below
@@ -32,8 +33,9 @@ OUTPUTS: dict[str, tuple[int, tuple[str | int, ...]]] = {
     "scale": (TensorProto.FLOAT, ("pixel",)),
     "embedding": (TensorProto.FLOAT, ("pixel", DIMS)),
 }
-RECORDS = ("profile", "encoder", "weights_sha256", "origin", "parity", "golden", "graph_digest", "name")
-HOW_TO_MAKE_ONE = "make one with `tessera-beam model import CKPT --family v2 --out M.onnx`"
+RECORDS = ("profile", "encoder", "variant", "weights_sha256", "origin", "parity", "golden", "graph_digest", "name")
+SINCE_2 = {"variant": "{}"}  # records that version 1 had not, with what they meant then
+HOW_TO_MAKE_ONE = "make one with `tessera-beam model import CKPT --family F --out M.onnx`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,8 @@ class ModelFile:
       name: short name for paths and ids, e.g. "v2-1a2b3c4d".
       profile: the contract with the d-pixels.
       encoder: sizes of the network inside.
-      weights_sha256: over the tensors alone (`weights.weights_sha256`).
+      variant: its precision, the operator of its recurrence, the devices it may run on.
+      weights_sha256: over the checkpoint's float32 tensors alone (`weights.weights_sha256`).
       graph_digest: over every initialiser and node.
       ir_version, opset: of the file.
       origin: import or training record.
@@ -60,6 +63,7 @@ class ModelFile:
     name: str
     profile: Profile
     encoder: EncoderSizes
+    variant: Variant
     weights_sha256: str
     graph_digest: str
     ir_version: int
@@ -113,12 +117,16 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
       BadInput: not one of ours, a newer format, records that are missing or cannot be read.
     """
     props = {p.key: p.value for p in model.metadata_props}
-    _check_format(props, path)
+    if _version(props, path) == 1:
+        props = {**SINCE_2, **props}
     if missing := [key for key in RECORDS if key not in props]:
         raise BadInput(f"{path} has no {', '.join(missing)} in its metadata: it was cut; {HOW_TO_MAKE_ONE}")
     try:
         profile = profile_from_json(props["profile"])
         encoder = EncoderSizes(**json.loads(props["encoder"]))
+        variant = Variant(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(props["variant"]).items()}
+        )
         origin, parity, golden = (json.loads(props[key]) for key in ("origin", "parity", "golden"))
     except BadInput as e:
         raise BadInput(f"{path}: {e}") from None
@@ -131,6 +139,7 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
         name=props["name"],
         profile=profile,
         encoder=encoder,
+        variant=variant,
         weights_sha256=props["weights_sha256"],
         graph_digest=props["graph_digest"],
         ir_version=model.ir_version,
@@ -141,7 +150,7 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
     )
 
 
-def _check_format(props: dict[str, str], path: Path) -> None:
+def _version(props: dict[str, str], path: Path) -> int:
     try:
         mark = json.loads(props.get("tessera_beam", ""))
         name, version = mark["format"], mark["version"]
@@ -149,10 +158,11 @@ def _check_format(props: dict[str, str], path: Path) -> None:
         name, version = None, None
     if name != FORMAT:
         raise BadInput(f"{path} is ONNX, but not a tessera-beam model; {HOW_TO_MAKE_ONE}")
-    if version != VERSION:
+    if version not in range(1, VERSION + 1):
         raise BadInput(
-            f"{path}: model file version {version}, this release reads version {VERSION}; use a newer tessera-beam"
+            f"{path}: model file version {version}, this release reads 1 to {VERSION}; use a newer tessera-beam"
         )
+    return int(version)
 
 
 def graph_digest(model: ModelProto) -> str:

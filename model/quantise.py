@@ -8,11 +8,14 @@ CODE_MAX = 127  # largest code; the least is -CODE_MAX
 SCALE_FLOOR = 1e-12  # least max|x| that a scale is made from (ucam-eo/tessera, v2 student)
 
 
-def quantise(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantise(
+    x: npt.NDArray[np.float32], floor: float = SCALE_FLOOR, floor_of: str = "largest"
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Codes each vector against its own largest value, rounding half to even; what the model file's graph does.
 
     Args:
       x: float32 (..., dims), finite.
+      floor, floor_of: least max|x| ("largest", v2) or least scale ("scale", v1): the profile's `scale_floor`.
 
     Returns:
       codes int8 (..., dims) in -127..127, scale float32 (...).
@@ -23,7 +26,10 @@ def quantise(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDAr
     x = np.asarray(x, np.float32)
     if not np.isfinite(x).all():
         raise ValueError("NaN or infinity among the values to quantise: they have no code")
-    scale = np.maximum(np.abs(x).max(-1), np.float32(SCALE_FLOOR)) / np.float32(CODE_MAX)
+    if floor_of == "scale":
+        scale = np.maximum(np.abs(x).max(-1) / np.float32(CODE_MAX), np.float32(floor))
+    else:
+        scale = np.maximum(np.abs(x).max(-1), np.float32(floor)) / np.float32(CODE_MAX)
     codes = np.clip(np.rint(x / scale[..., None]), -CODE_MAX, CODE_MAX)
     return codes.astype(np.int8), scale
 

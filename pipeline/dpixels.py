@@ -7,7 +7,7 @@ from typing import Any
 
 from model.errors import BadInput
 from model.families import profile_for
-from pipeline.embed import READERS
+from pipeline.embed import READERS, check_imagery
 from transforms import inventory
 from transforms.dpixels import build, read_stack, save
 from transforms.grid import TILE_PX, tile_of
@@ -34,17 +34,19 @@ def dpixels(
 ) -> dict[str, Any]:
     """Reads a window of a tile and writes `bands.npy` and its siblings: the dates that have a valid pixel in it.
 
+    Args:
+      family: one of `families.names()`, a variant too: the rules by which the pixels are made.
+
     Raises:
-      BadInput: wrong window, family or tile, or an asset that cannot be read.
+      BadInput: wrong window, family or tile; an inventory of sources that the family does not take; rules that this
+        release does not follow; an asset that cannot be read.
     """
     row, col, height, width = window_of(window)
     profile = profile_for(family, native_dims=128)  # the width of the output plays no part before the encoder
     tile = tile_of(tile_name)
     inv = inventory.read_header(inv_path)
+    check_imagery(profile, f"profile {profile.name}", inv)
     scenes = inventory.read_tile(inv_path, tile_name)
-    strange = sorted({s.source for s in scenes} - set(profile.s2_sources) - set(profile.s1_sources))
-    if strange:
-        raise BadInput(f"{inv_path} has scenes of {', '.join(strange)}, which profile {profile.name} does not take")
     rows, cols = range(row, row + height), range(col, col + width)
     with ThreadPoolExecutor(READERS) as pool:
         try:

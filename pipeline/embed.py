@@ -19,6 +19,7 @@ import shapely
 
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
+from model.profile import Profile
 from pipeline.engines import chatter_to, engine_of
 from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
@@ -63,22 +64,34 @@ class EmbedOptions:
     beam_args: tuple[str, ...] = ()
 
 
-def check_sources(model: ModelFile, inv: Inventory) -> None:
-    """The imagery against the profile.
+def check_imagery(profile: Profile, whose: str, inv: Inventory) -> None:
+    """Whether a profile's d-pixels can be made of an inventory; `whose` is what the message calls the profile.
 
     Raises:
-      BadInput: a source that the weights were not made for, or a sensor that the inventory never searched.
+      BadInput: a source that the weights were not made for, or a rule that this release does not follow.
+    """
+    faults = []
+    if strange := sorted({s.name for s in inv.sources} - {*profile.s2_sources, *profile.s1_sources}):
+        sources = ", ".join((*profile.s2_sources, *profile.s1_sources))
+        faults.append(f"{inv.path} has scenes of {', '.join(strange)}; {whose} was made for {sources}")
+    cure = "Build the inventory from these, or take the model that was trained on yours"
+    if rules := dpixels.unbuildable(profile):
+        faults.append(f"{whose} wants d-pixels that this release does not build: {'; '.join(rules)}")
+        cure = "Take a model of another family, or make the d-pixels elsewhere and embed them with --dpixels DIR"
+    if faults:
+        raise BadInput(". ".join([*faults, cure]))
+
+
+def check_sources(model: ModelFile, inv: Inventory) -> None:
+    """The imagery against a model's profile.
+
+    Raises:
+      BadInput: as `check_imagery`, and a sensor that the inventory never searched.
     """
     profile = model.profile
+    check_imagery(profile, f"profile {profile.name} of {model.name}", inv)
     there = [s.name for s in inv.sources]
     allowed = {"optical": profile.s2_sources, "radar": profile.s1_sources}
-    strange = sorted(set(there) - set(profile.s2_sources) - set(profile.s1_sources))
-    if strange:
-        raise BadInput(
-            f"{inv.path} has scenes of {', '.join(strange)}; profile {profile.name} of {model.name} was made for "
-            f"{', '.join((*profile.s2_sources, *profile.s1_sources))}. Build the inventory from one of these, "
-            "or take the model that was trained on yours"
-        )
     for sensor, names in allowed.items():
         if not set(there) & set(names):
             raise BadInput(

@@ -13,18 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import BadInput
-from model.profile import Profile
+from model.profile import RULES, S1_BANDS, S2_BANDS, Profile
 from transforms.grid import Tile
-from transforms.read import (
-    Patch,
-    ReadError,
-    bilinear,
-    centres_in,
-    halo_px,
-    nearest,
-    nearest_across,
-    read_for,
-)
+from transforms.read import Centres, Patch, ReadError, bilinear, centres_in, halo_px, nearest, nearest_across, read_for
 from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Asset, Scene
 
 
@@ -52,6 +43,38 @@ class DPixels:
 
 CHUNK_PX = 1 << 18  # pixels that a reader has in double precision at once: it keeps to the budget of `memory`
 LAYOUT = tuple(f.name for f in dataclasses.fields(DPixels))  # the file names of the published layout, less `.npy`
+WIDTHS = {"float64": np.float64, "float32": np.float32}  # that `scale_s1` reckons in
+# Of every field of a profile that decides about pixels, what is built here. The classes of `scl_invalid`, the order of
+# `s2_bands` and each scene's offset are followed as they stand. Anything else is refused: see `unbuildable`.
+FOLLOWED: dict[str, tuple[Any, ...]] = {
+    "s2_resampling": ("bilinear", "nearest"),
+    "s1_resampling": ("nearest",),
+    "s1_arithmetic": tuple(WIDTHS),
+    "s1_scaling": ("trunc(clip((20 log10 x + 50) * 200, 0, 32767)), x <= 0 is 0",),
+    "s1_bands": (S1_BANDS,),
+    "day_rule": ("utc-date",),
+    "s2_order": ("datetime-ascending",),
+    "s1_order": ("datetime-descending",),
+    "offset_rule": ("subtract-where-at-least",),
+}
+
+
+def unbuildable(profile: Profile) -> list[str]:
+    """The rules of a profile that this builder does not follow, each in words with both sides; none: it can be built.
+
+    The published layout knows nothing of them, so pixels built by another rule would be embedded without a word.
+    """
+    faults = []
+    for field, ours in FOLLOWED.items():
+        if (value := getattr(profile, field)) not in ours:
+            words = RULES.get(field, {}).get(value, "")
+            here = " or ".join(repr(v) for v in ours)
+            faults.append(f"its {field} is {value!r}{words and f' ({words})'}, {here} is what is built here")
+    if sorted(profile.s2_bands) != sorted(S2_BANDS):
+        faults.append(f"its s2_bands are {profile.s2_bands}, {S2_BANDS} in any order are what is built here")
+    if profile.coverage_rule.partition(":")[0] != "none":
+        faults.append(f"its coverage_rule is {profile.coverage_rule!r}, no date is left out here")
+    return faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +103,14 @@ class Stack:
     passes: tuple[tuple[str, int, NDArray[np.int16]], ...]
 
 
-def scale_s1(power: NDArray[np.float32]) -> NDArray[np.int16]:
+def scale_s1(power: NDArray[np.float32], arithmetic: str = "float64") -> NDArray[np.int16]:
     """Linear gamma0 to the stored int16: trunc(clip((20 log10 x + 50) * 200, 0, 32767)); x <= 0 or NaN gives 0.
 
-    20 log10 of a power is twice its decibels; the weights were trained on it (trap T20). In float64, as the reference
-    does for RTC: float32 changes some values by 1.
+    20 log10 of a power is twice its decibels; the weights were trained on it (trap T20).
+
+    Args:
+      arithmetic: key of `WIDTHS`: the reference takes float64 for RTC and float32 for OPERA, which moves some values
+        by 1. In float32 the logarithm is that of float64, rounded: NumPy's own differs from processor to processor.
     """
     flat = power.reshape(-1)
     out = np.empty(flat.shape, np.int16)
@@ -93,6 +119,7 @@ def scale_s1(power: NDArray[np.float32]) -> NDArray[np.int16]:
         good = x > 0
         y = np.zeros(x.shape, np.float64)
         np.log10(x, out=y, where=good)
+        y = y.astype(WIDTHS[arithmetic], copy=False)
         out[start : start + CHUNK_PX] = np.clip(np.where(good, (20 * y + 50) * 200, 0), 0, 32767)
     return out.reshape(power.shape)
 
@@ -125,7 +152,10 @@ def read_stack(
 
     Raises:
       ReadError: the first file that cannot be read.
+      BadInput: a profile with a rule that this builder does not follow.
     """
+    if rules := unbuildable(profile):
+        raise BadInput(f"profile {profile.name}: {'; '.join(rules)}")
     s2 = _ordered(scenes, S2)
     s1 = _ordered(scenes, S1)
     classes = _all_of(pool, [(_read_classes, s, roots[s.source], tile, rows, cols) for s in s2])
@@ -139,8 +169,9 @@ def read_stack(
     bands = _all_of(pool, [(_read_bands, s, roots[s.source], profile, tile, rows, cols) for s, _ in seen])
     layers = [OpticalLayer(s, scl, b) for (s, scl), b in zip(seen, bands, strict=True)]
     layers.sort(key=lambda x: (x.scene.day, x.scene.order))
-    days = tuple((day.timetuple().tm_yday, tuple(group)) for day, group in itertools.groupby(layers, _day_of_layer))
-    return Stack(tile, rows, cols, days, _read_passes(s1, roots, tile, rows, cols, pool))
+    by_day = itertools.groupby(layers, lambda x: x.scene.day)
+    days = tuple((day.timetuple().tm_yday, tuple(group)) for day, group in by_day)
+    return Stack(tile, rows, cols, days, _read_passes(s1, roots, profile, tile, rows, cols, pool))
 
 
 def _all_of(pool: Executor, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -169,10 +200,6 @@ def _box(
     return rows[inner[0]], cols[inner[1]], inner
 
 
-def _day_of_layer(layer: OpticalLayer) -> dt.date:
-    return layer.scene.day
-
-
 def _asset(scene: Scene, band: str) -> Asset:
     asset = scene.asset(band)
     if asset is None:
@@ -186,7 +213,15 @@ def _read_classes(scene: Scene, root: str, tile: Tile, rows: range, cols: range)
 
 def _read_bands(scene: Scene, root: str, profile: Profile, tile: Tile, rows: range, cols: range) -> tuple[Patch, ...]:
     assets = [_asset(scene, band) for band in profile.s2_bands]
-    return tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile)) for a in assets)
+    mixes = profile.s2_resampling == "bilinear"
+    return tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile) if mixes else 0) for a in assets)
+
+
+def _at_10_m(patch: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.uint16]:
+    """A band's DN at each 10 m pixel, 0 where there is none."""
+    if profile.s2_resampling == "bilinear":
+        return bilinear(patch, tile, rows, cols)
+    return nearest(patch, tile, rows, cols, fill=0).astype(np.uint16, copy=False)
 
 
 def _valid(scl: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.bool_] | None:
@@ -204,12 +239,12 @@ def _valid(scl: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -
 
 
 def _read_passes(
-    s1: list[Scene], roots: dict[str, str], tile: Tile, rows: range, cols: range, pool: Executor
+    s1: list[Scene], roots: dict[str, str], profile: Profile, tile: Tile, rows: range, cols: range, pool: Executor
 ) -> tuple[tuple[str, int, NDArray[np.int16]], ...]:
     """S1 by (date, orbit): per polarisation the first scene, in the order of the inventory, whose value is not zero."""
     zones = sorted({a.epsg for s in s1 for a in s.assets if a.epsg != tile.epsg})
     centres = dict(zip(zones, pool.map(lambda epsg: centres_in(tile, epsg, rows, cols), zones), strict=True))
-    read = _all_of(pool, [(_read_radar, s, roots[s.source], tile, rows, cols, centres) for s in s1])
+    read = _all_of(pool, [(_read_radar, s, roots[s.source], profile, tile, rows, cols, centres) for s in s1])
     merged: dict[tuple[dt.date, str], tuple[int, NDArray[np.int16]]] = {}
     for scene, values in zip(s1, read, strict=True):
         if values is None:
@@ -224,17 +259,15 @@ def _read_passes(
 
 
 def _read_radar(
-    scene: Scene,
-    root: str,
-    tile: Tile,
-    rows: range,
-    cols: range,
-    centres: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    scene: Scene, root: str, profile: Profile, tile: Tile, rows: range, cols: range, centres: dict[int, Centres]
 ) -> NDArray[np.int16] | None:
-    """(H, W, 2) scaled VV, VH of one scene; None when no value of it is positive, as the reference drops it."""
+    """(H, W, 2) scaled VV, VH of one scene; None when no value of it is positive, as the reference drops it.
+
+    Never None where a pixel without radar is given all time steps: these must not be the window's.
+    """
     out = np.zeros((len(rows), len(cols), 2), np.int16)
-    seen = False
-    for k, band in enumerate(("VV", "VH")):
+    seen = profile.empty_modality == "all-steps"
+    for k, band in enumerate(profile.s1_bands):
         asset = scene.asset(band)
         if asset is None:
             continue
@@ -245,7 +278,7 @@ def _read_radar(
             power = nearest_across(scene, asset, root, centres[asset.epsg], fill=0)
         if (power > 0).any():
             seen = True
-            out[..., k] = scale_s1(power)
+            out[..., k] = scale_s1(power, profile.s1_arithmetic)
     return out if seen else None
 
 
@@ -253,7 +286,7 @@ def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
     """The d-pixels of some rows of a stack: mosaic by day, offset, masks, series.
 
     Args:
-      rows: of the tile, within the stack's rows.
+      profile: that the stack was read for. rows: of the tile, within the stack's rows.
 
     Returns:
       DPixels of (len(rows), len(stack.cols)) pixels. A date without a valid pixel in these rows is still there.
@@ -269,7 +302,7 @@ def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
                 continue
             wins = masks[t] if valid is None else valid & ~masks[t]
             for k, patch in enumerate(layer.bands):
-                value = bilinear(patch, stack.tile, rows, stack.cols)
+                value = _at_10_m(patch, profile, stack.tile, rows, stack.cols)
                 if offset := layer.scene.offset_dn:
                     np.subtract(value, np.uint16(offset), out=value, where=value >= offset)
                 # The first layer lies below the whole day, so that what is never valid is the same in every run.
@@ -292,10 +325,8 @@ def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
         bands,
         masks.view(np.uint8),
         np.array([doy for doy, _ in stack.days], np.uint16),
-        radar[ASCENDING][0],
-        radar[ASCENDING][1],
-        radar[DESCENDING][0],
-        radar[DESCENDING][1],
+        *radar[ASCENDING],
+        *radar[DESCENDING],
     )
 
 

@@ -35,6 +35,8 @@ CHUNK_PX = 1 << 18  # pixels whose positions in another zone are worked out at o
 # What the products hold (ESA's S2 bands: uint16). Another type is another scaling, and would be taken without a word.
 DTYPES = {"SCL": "uint8", "VV": "float32", "VH": "float32"}
 
+Centres = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y (H, W) of pixel centres in a file's CRS
+
 
 class ReadError(Exception):
     """A file that cannot be read, or is not what its item says.
@@ -149,7 +151,7 @@ def source_positions(
 
 
 def halo_px(asset: Asset, tile: Tile) -> int:
-    """File pixels that bilinear sampling needs around a window: none where the file lies on the tile's own 10 m grid.
+    """File pixels that `bilinear` needs around a window: none where the file lies on the tile's own 10 m grid.
 
     A needless halo is not free: it makes GDAL decode the neighbouring 1024 px blocks.
     """
@@ -240,14 +242,12 @@ def _weigh(
     return out
 
 
-def nearest_across(
-    scene: Scene, asset: Asset, root: str, centres: tuple[NDArray[np.float64], NDArray[np.float64]], fill: float
-) -> NDArray[np.float32]:
+def nearest_across(scene: Scene, asset: Asset, root: str, centres: Centres, fill: float) -> NDArray[np.float32]:
     """The file pixel in which each point lies, for a file in another zone.
 
     Args:
-      centres: x, y (H, W) of the points in the file's CRS, by PROJ for every point: GDAL's approximate transformer
-        picks other pixels for 1 % of them, and which ones depends on the window (facts, 1.2).
+      centres: of the points, by PROJ for every one: GDAL's approximate transformer picks other pixels for 1 % of
+        them, and which ones depends on the window (facts, 1.2).
       fill: value where the file has no data.
 
     Returns:
@@ -282,7 +282,7 @@ def nearest_across(
     return out
 
 
-def centres_in(tile: Tile, epsg: int, rows: range, cols: range) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def centres_in(tile: Tile, epsg: int, rows: range, cols: range) -> Centres:
     """x, y (rows, cols) in EPSG:`epsg` of the tile's 10 m pixel centres, each by an exact PROJ transform."""
     x = tile.left_m + (np.arange(cols.start, cols.stop) + 0.5) * PIXEL_M
     y = tile.top_m - (np.arange(rows.start, rows.stop) + 0.5) * PIXEL_M

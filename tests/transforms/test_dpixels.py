@@ -9,29 +9,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
+from rasterio.enums import Resampling
+from rasterio.shutil import copy
 from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 
 from model.errors import BadInput
-from model.families import profile_for
-from model.profile import PC_L2A, PC_RTC, S2_BANDS
+from model.families import names, profile_for
+from model.profile import PC_L2A, PC_RTC, RULES, S2_BANDS
 from pipeline import inventory as inventory_verb
 from transforms import inventory
-from transforms.dpixels import LAYOUT, DPixels, build, load, read_stack, save, scale_s1
+from transforms.dpixels import FOLLOWED, LAYOUT, DPixels, build, load, read_stack, save, scale_s1, unbuildable
 from transforms.grid import tile_of
 from transforms.periods import period_of
 from transforms.read import ReadError
 from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Asset, Scene
 
-GOLDEN = Path(__file__).parents[2] / "../shared/golden/scenes_mpc"
+GOLDEN = Path(__file__).parents[2] / "../shared/golden"
 TILE = tile_of("33TWL")
 PROFILE = profile_for("v2", 128)
+NEAREST = profile_for("v1.1-mpc+nearest", 192)
+SINGLE = dataclasses.replace(PROFILE, s1_arithmetic="float32")
 TEN_M = ("B04", "B02", "B03", "B08")
 BASE = 2000  # px from the tile's corner: where the small files of these tests lie
 ROWS, COLS = range(BASE + 1, BASE + 14), range(BASE + 3, BASE + 14)  # an odd window inside them
 SIDE_PX = 24  # of a file, at 10 m
+PASSES = (ASCENDING, DESCENDING)
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +98,37 @@ class Golden:
     deterministic: np.ndarray
 
 
-@pytest.fixture(scope="module")
-def golden(tmp_path_factory):
+@functools.cache
+def golden_of(catalogue, provider, out):
+    """The golden scenes of a provider; `catalogue` from the golden folder."""
     if not GOLDEN.is_dir():
-        pytest.skip("../shared/golden/scenes_mpc is not here")
-    out = tmp_path_factory.mktemp("golden") / "mpc.parquet"
-    roi = json.loads((GOLDEN / "roi.json").read_text())
-    inventory_verb.build(
-        [(str(GOLDEN / "catalogue.json"), "planetary-computer")], period_of("_".join(roi["period"])), ["33TWL"], out
-    )
+        pytest.skip("../shared/golden is not here")
+    folder = GOLDEN / catalogue.parts[0]
+    roi = json.loads((folder / "roi.json").read_text())
+    inventory_verb.build([(str(GOLDEN / catalogue), provider)], period_of("_".join(roi["period"])), ["33TWL"], out)
     row, col = int(TILE.top_m - roi["transform"][5]) // 10, int(roi["transform"][2] - TILE.left_m) // 10
-    wanted = DPixels(**{name: np.load(GOLDEN / f"{name}.npy") for name in LAYOUT})
+    wanted = DPixels(**{name: np.load(folder / f"{name}.npy") for name in LAYOUT})
     return Golden(
         inventory.read_tile(out, "33TWL"),
         inventory.read_header(out).roots,
         range(row, row + roi["height"]),
         range(col, col + roi["width"]),
         wanted,
-        np.load(GOLDEN / "deterministic.npy"),
+        np.load(folder / "deterministic.npy"),
     )
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """Of Planetary Computer, optical and radar."""
+    out = tmp_path_factory.mktemp("golden") / "mpc.parquet"
+    return golden_of(Path("scenes_mpc/catalogue.json"), "planetary-computer", out)
+
+
+@pytest.fixture(scope="module")
+def golden_aws(tmp_path_factory):
+    """Of Earth Search, optical alone: the radar is OPERA's, which this release does not read."""
+    return golden_of(Path("scenes_aws/items"), "earth-search", tmp_path_factory.mktemp("golden") / "aws.parquet")
 
 
 def test_the_golden_d_pixels_are_reproduced_to_the_last_value(golden, pool):
@@ -123,6 +142,61 @@ def test_the_golden_d_pixels_are_reproduced_to_the_last_value(golden, pool):
         dataclasses.replace(got, bands=got.bands * fixed),
         dataclasses.replace(golden.wanted, bands=golden.wanted.bands * fixed),
     )
+
+
+def test_the_golden_optical_scenes_of_earth_search_are_reproduced_to_the_last_value(golden_aws, pool):
+    # Trap T9: these items say that the offset is applied, and nothing is subtracted.
+    stack = read_stack(golden_aws.scenes, golden_aws.roots, PROFILE, TILE, golden_aws.rows, golden_aws.cols, pool)
+    got, wanted, fixed = build(stack, PROFILE, golden_aws.rows), golden_aws.wanted, golden_aws.deterministic[..., None]
+    np.testing.assert_array_equal(got.masks, wanted.masks)
+    np.testing.assert_array_equal(got.doys, wanted.doys)
+    np.testing.assert_array_equal(got.bands * fixed, wanted.bands * fixed)
+
+
+@pytest.mark.parametrize(("scenes", "differ"), [("golden", 177_786), ("golden_aws", 174_783)])
+def test_nearest_changes_as_many_clear_values_as_the_golden_readme_says_and_none_of_10_m(request, pool, scenes, differ):
+    # Trap T1: the training era's d-pixels are other numbers of the same scenes.
+    g = request.getfixturevalue(scenes)
+    stack = read_stack(g.scenes, g.roots, NEAREST, TILE, g.rows, g.cols, pool)
+    got = build(stack, NEAREST, g.rows)
+    np.testing.assert_array_equal(got.masks, g.wanted.masks)
+    other = (got.bands != g.wanted.bands) & (g.wanted.masks[..., None] > 0)
+    ten = [S2_BANDS.index(band) for band in TEN_M]
+    assert not other[..., ten].any()
+    assert other.sum() == differ
+
+
+@functools.cache
+def granules():
+    """The golden OPERA granules by (day, orbit), each its VV and VH file, in the order of the list."""
+    folder = GOLDEN / "scenes_aws"
+    if not folder.is_dir():
+        pytest.skip("../shared/golden is not here")
+    found = {}
+    for granule in json.loads((folder / "catalogue.json").read_text())["OPERA_L2_RTC-S1_V1"]:
+        files = [folder / link["href"] for link in granule["links"]]
+        with rasterio.open(files[0]) as file:
+            orbit = file.tags()["ORBIT_PASS_DIRECTION"].lower()
+        found.setdefault((granule["time_start"][:10], orbit), []).append(files)
+    return found
+
+
+@pytest.mark.parametrize("orbit", PASSES)
+def test_opera_s_powers_are_scaled_in_single_precision(orbit):
+    # GDAL brings them from 30 m to 10 m here (golden/scenes_aws, README, which allows 1): the reference's logarithm in
+    # single precision is that of its processor, so that powers near the border of two values fall on either side.
+    roi = json.loads((GOLDEN / "scenes_aws/roi.json").read_text()) if granules() else {}
+    on = {"crs": roi["crs"], "transform": Affine(*roi["transform"]), "width": roi["width"], "height": roi["height"]}
+    wanted = np.load(GOLDEN / f"scenes_aws/sar_{orbit}.npy")
+    got = np.zeros(wanted.shape, np.int16)
+    for t, key in enumerate(sorted(k for k in granules() if k[1] == orbit)):
+        for files, k in itertools.product(granules()[key], (0, 1)):
+            with rasterio.open(files[k]) as file, WarpedVRT(file, resampling=Resampling.bilinear, **on) as vrt:
+                value = scale_s1(vrt.read(1), "float32")
+            np.copyto(got[t, ..., k], value, where=got[t, ..., k] == 0)
+    off = np.abs(got.astype(int) - wanted)
+    assert off.max() <= 1
+    assert (off == 0).mean() > 0.999
 
 
 windows = st.tuples(st.integers(0, 75), st.integers(0, 91), st.integers(1, 76), st.integers(1, 92)).map(
@@ -214,10 +288,10 @@ def power(value):
     return np.full((SIDE_PX, SIDE_PX), value, np.float32)
 
 
-def made(folder, scenes, pool, rows=ROWS, cols=COLS, wanted=None):
+def made(folder, scenes, pool, rows=ROWS, cols=COLS, wanted=None, profile=PROFILE):
     roots = {PC_L2A: str(folder), PC_RTC: str(folder)}
-    stack = read_stack(scenes, roots, PROFILE, TILE, rows, cols, pool, wanted)
-    return build(stack, PROFILE, stack.rows)
+    stack = read_stack(scenes, roots, profile, TILE, rows, cols, pool, wanted)
+    return build(stack, profile, stack.rows)
 
 
 @functools.cache
@@ -241,7 +315,17 @@ def mixed(data, row, col):
     return int(np.floor(total / weight + 0.5))
 
 
-def slow_d_pixel(folder, scenes, row, col):
+def slow_scale(x, arithmetic):
+    """One power by the formula, in the width that is asked for."""
+    if not x > 0:
+        return 0
+    number = np.float32 if arithmetic == "float32" else np.float64
+    y = (number(20) * number(math.log10(x)) + number(50)) * number(200)
+    assert y.dtype == number
+    return int(min(max(y, 0), 32767))
+
+
+def slow_d_pixel(folder, scenes, row, col, profile):
     """One pixel's year by the recipe: [(day of year, ten values)], [(orbit, day of year, VV, VH)], zeros left out.
 
     `row`, `col`: from the files' corner.
@@ -255,7 +339,11 @@ def slow_d_pixel(folder, scenes, row, col):
                 values = []
                 for band in S2_BANDS:
                     data = content(folder / scene.asset(band).href)
-                    dn = int(data[row, col]) if band in TEN_M else mixed(data, row, col)
+                    if band in TEN_M:
+                        dn = int(data[row, col])
+                    else:
+                        near = profile.s2_resampling == "nearest"
+                        dn = int(data[row // 2, col // 2]) if near else mixed(data, row, col)
                     values.append(dn - scene.offset_dn if dn >= scene.offset_dn else dn)
                 optical_rows.append((day.timetuple().tm_yday, values))
                 break
@@ -267,16 +355,17 @@ def slow_d_pixel(folder, scenes, row, col):
             for scene in (s for s in s1 if (s.day, s.orbit) == (day, orbit)):
                 if asset := scene.asset(band):
                     x = float(content(folder / asset.href)[row, col])
-                    y = (20 * np.log10(x) + 50) * 200 if x > 0 else 0
-                    found = found or int(min(max(y, 0), 32767))
+                    found = found or slow_scale(x, profile.s1_arithmetic)
             pair.append(found)
         if any(pair):
             radar_rows.append((orbit, day.timetuple().tm_yday, *pair))
     return optical_rows, radar_rows
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_d_pixels_are_the_slow_recipe_pixel_by_pixel(tmp_path, pool, seed):
+@pytest.mark.parametrize(
+    ("seed", "profile"), [(0, PROFILE), (1, NEAREST), (2, SINGLE)], ids=["v2", "nearest", "float32"]
+)
+def test_d_pixels_are_the_slow_recipe_pixel_by_pixel(tmp_path, pool, seed, profile):
     rng = np.random.default_rng(seed)
     half = SIDE_PX // 2
     days = ["2023-12-30", "2023-12-31", "2024-01-01", "2024-03-01"]
@@ -296,9 +385,9 @@ def test_d_pixels_are_the_slow_recipe_pixel_by_pixel(tmp_path, pool, seed):
     radars = sorted((s for s in scenes if s.sensor == S1), key=lambda s: s.datetime, reverse=True)
     scenes = [s for s in scenes if s.sensor == S2] + [dataclasses.replace(s, order=n) for n, s in enumerate(radars)]
     shuffled = [scenes[i] for i in rng.permutation(len(scenes))]
-    pixels = made(tmp_path, shuffled, pool)
+    pixels = made(tmp_path, shuffled, pool, profile=profile)
     for (y, row), (x, col) in itertools.product(enumerate(ROWS), enumerate(COLS)):
-        s2, s1 = slow_d_pixel(tmp_path, scenes, row - BASE, col - BASE)
+        s2, s1 = slow_d_pixel(tmp_path, scenes, row - BASE, col - BASE, profile)
         got = [(int(pixels.doys[t]), pixels.bands[t, y, x].tolist()) for t in np.flatnonzero(pixels.masks[:, y, x])]
         assert got == s2
         passes = [
@@ -310,6 +399,147 @@ def test_d_pixels_are_the_slow_recipe_pixel_by_pixel(tmp_path, pool, seed):
             if v.any()
         ]
         assert passes == sorted(s1, key=lambda p: p[0])
+
+
+# ---- 20 m bands by nearest neighbour: the training era's rule (trap T1)
+
+BY_NEAREST, BY_BILINEAR = Resampling.nearest, Resampling.bilinear
+COG_PX = 300  # side of the files at 10 m: several blocks of 128 px in the 10 m bands, two a side in the 20 m ones
+
+
+def holed(folder):
+    """A clear scene of COGs of random DN with nodata pixels and a nodata block in each band; the array by band."""
+    rng = np.random.default_rng(11)
+    left, top = TILE.left_m + BASE * 10, TILE.top_m - BASE * 10
+    arrays, assets = {}, []
+    for band in (*S2_BANDS, "SCL"):
+        size_m = 10 if band in TEN_M else 20
+        side = COG_PX * 10 // size_m
+        data = np.full((side, side), 4, np.uint8)
+        if band != "SCL":
+            data = rng.integers(1, 65536, (side, side)).astype(np.uint16)
+            data[rng.random(data.shape) < 0.1] = 0
+            data[40:60, 90:131] = 0
+        arrays[band] = data
+        name = f"{band}.tif"
+        assets.append(write(folder, data, left, top, size_m, TILE.epsg, 0, f"plain_{name}", band))
+        copy(folder / f"plain_{name}", folder / name, driver="COG", blocksize=128, compress="deflate", overviews="none")
+        assets[-1] = dataclasses.replace(assets[-1], href=name)
+    scene = optical(folder, "2024-05-01", scl_of(4), 1, 0)
+    return dataclasses.replace(scene, assets=tuple(assets)), arrays
+
+
+def by_gdal(data, size_m, resampling):
+    """A band on the whole 10 m grid by GDAL's warper, in one piece."""
+    left, top = TILE.left_m + BASE * 10, TILE.top_m - BASE * 10
+    out = np.zeros((COG_PX, COG_PX), np.uint16)
+    rasterio.warp.reproject(
+        data, out, src_transform=Affine(size_m, 0, left, 0, -size_m, top), src_crs=TILE.crs, src_nodata=0,
+        dst_transform=Affine(10, 0, left, 0, -10, top), dst_crs=TILE.crs, dst_nodata=0, resampling=resampling,
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def cogs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cogs")
+    scene, arrays = holed(folder)
+    size = {band: 10 if band in TEN_M else 20 for band in S2_BANDS}
+    gdal = {r: np.stack([by_gdal(arrays[b], size[b], r) for b in S2_BANDS], -1) for r in (BY_NEAREST, BY_BILINEAR)}
+    return folder, scene, gdal
+
+
+HOWS = [(NEAREST, BY_NEAREST), (PROFILE, BY_BILINEAR)]
+ODD_WINDOWS = st.tuples(st.integers(0, 298), st.integers(0, 298), st.integers(1, 90), st.integers(1, 90))
+
+
+@settings(deadline=None, max_examples=25)
+@given(window=ODD_WINDOWS, step=st.integers(1, 40), how=st.sampled_from(HOWS))
+def test_bands_of_any_window_in_any_pieces_are_gdal_s_warper_by_the_profile_s_rule(cogs, pool, window, step, how):
+    (folder, scene, gdal), (profile, resampling), (row, col, h, w) = cogs, how, window
+    rows = range(BASE + row, BASE + min(row + h, COG_PX))
+    cols = range(BASE + col, BASE + min(col + w, COG_PX))
+    stack = read_stack([scene], {PC_L2A: str(folder)}, profile, TILE, rows, cols, pool)
+    pieces = [build(stack, profile, rows[r : r + step]).bands[0] for r in range(0, len(rows), step)]
+    wanted = gdal[resampling][row : row + h, col : col + w]
+    np.testing.assert_array_equal(np.concatenate(pieces), wanted)
+
+
+def test_nearest_and_bilinear_agree_at_10_m_and_differ_at_20_m(cogs, pool):
+    # Trap T1: the same scenes and weights under the other rule give other embeddings (tessera#11: cosine 0.29).
+    folder, scene, _ = cogs
+    rows, cols = range(BASE + 7, BASE + 138), range(BASE + 101, BASE + 274)
+    near, mixed_ = (made(folder, [scene], pool, rows, cols, profile=p).bands for p in (NEAREST, PROFILE))
+    for k, band in enumerate(S2_BANDS):
+        there = near[..., k] > 0
+        np.testing.assert_array_equal(there, mixed_[..., k] > 0)
+        differ = (near[..., k] != mixed_[..., k])[there].mean()
+        assert differ == 0 if band in TEN_M else differ > 0.99, band
+
+
+@pytest.mark.parametrize(("profile", "rows_20_m"), [(NEAREST, 7), (PROFILE, 9)], ids=["nearest", "bilinear"])
+def test_nearest_reads_no_pixel_around_the_window(tmp_path, pool, profile, rows_20_m):
+    # One more would decode the neighbouring blocks of every 20 m band. Rows 1 to 13 lie in the 20 m rows 0 to 6.
+    scene = optical(tmp_path, "2024-05-01", scl_of(4), 500, 0)
+    stack = read_stack([scene], {PC_L2A: str(tmp_path)}, profile, TILE, ROWS, COLS, pool)
+    ((_, (layer,)),) = stack.days
+    heights = {band: patch.data.shape[0] for band, patch in zip(S2_BANDS, layer.bands, strict=True)}
+    assert heights == {band: len(ROWS) if band in TEN_M else rows_20_m for band in S2_BANDS}
+
+
+# ---- rules that are not built here
+
+
+OTHER = {
+    "s1_bands": ("VH", "VV"),
+    "s1_scaling": "10 log10 x",
+    "s2_bands": ("B01", *S2_BANDS[1:]),
+    "coverage_rule": "days under 0.01 % of the region are dropped",
+}
+
+
+@pytest.mark.parametrize("field", [*FOLLOWED, "s2_bands", "coverage_rule"])
+def test_a_rule_that_is_not_followed_is_named_and_nothing_is_read(monkeypatch, pool, field):
+    # A profile that claims another day rule would otherwise be built under ours.
+    value = OTHER.get(field, "another")
+    if field in RULES:
+        monkeypatch.setitem(RULES[field], value, "in words")
+    profile = dataclasses.replace(PROFILE, **{field: value})
+    (fault,) = unbuildable(profile)
+    assert field in fault and repr(value) in fault
+    for ours in FOLLOWED.get(field, ()):
+        assert repr(ours) in fault
+    with pytest.raises(BadInput, match=rf"profile v2: its {field} "):
+        read_stack([], {}, profile, TILE, ROWS, COLS, pool)
+
+
+def test_every_rule_of_a_profile_is_followed_or_is_none_of_the_d_pixels():
+    after = {"day_encoding", "sampler", "randomness", "row_order", "empty_modality", "scale_floor_of"}
+    assert set(RULES) == after | (set(FOLLOWED) & set(RULES))
+    for field in set(FOLLOWED) & set(RULES):
+        assert set(FOLLOWED[field]) <= set(RULES[field])
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_published_families_can_be_built_but_for_opera_s_radar(name):
+    # Trap T22: OPERA's 30 m come to 10 m bilinear, Planetary Computer's 10 m by nearest neighbour.
+    faults = unbuildable(profile_for(name, 192))
+    if name.startswith("v1.1-aws"):
+        assert len(faults) == 1
+        assert "its s1_resampling is 'bilinear'" in faults[0] and "'nearest' is what is built here" in faults[0]
+    else:
+        assert faults == []
+
+
+def test_the_bands_come_in_the_profile_s_order(tmp_path, pool):
+    dn = {
+        b: np.full((SIDE_PX if b in TEN_M else SIDE_PX // 2,) * 2, 100 + k, np.uint16) for k, b in enumerate(S2_BANDS)
+    }
+    scene = optical(tmp_path, "2024-05-01", scl_of(4), dn, 0)
+    turned = dataclasses.replace(PROFILE, s2_bands=S2_BANDS[::-1])
+    assert unbuildable(turned) == []
+    assert made(tmp_path, [scene], pool).bands[0, 0, 0].tolist() == list(range(100, 110))
+    assert made(tmp_path, [scene], pool, profile=turned).bands[0, 0, 0].tolist() == list(range(109, 99, -1))
 
 
 def test_the_earlier_item_wins_where_its_class_is_valid_and_brings_all_ten_bands(tmp_path, pool):
@@ -510,6 +740,23 @@ def test_without_a_wanted_pixel_in_the_clear_no_band_and_no_radar_is_read(tmp_pa
         made(tmp_path, scenes, pool, wanted=wanted)
 
 
+def test_where_all_time_steps_stand_in_for_radar_they_are_the_tile_s_and_not_the_window_s(tmp_path, pool):
+    # Trap T18 (v1.0): a pixel without radar is given every pass; which ones must not depend on the block it lies in.
+    west = power(1)
+    west[:, 6:] = -32768
+    scenes = [
+        radar(tmp_path, "2024-05-01", ASCENDING, west, west, 1),
+        radar(tmp_path, "2024-05-02", ASCENDING, power(1), power(1), 0),
+    ]
+    halves = range(BASE, BASE + 6), range(BASE + 6, BASE + 12)
+    for name, wanted in (("v1.0-qat", [[122, 123], [122, 123]]), ("v2", [[122, 123], [123]])):
+        profile = profile_for(name, 128)
+        pixels = [made(tmp_path, scenes, pool, ROWS, cols, profile=profile) for cols in halves]
+        assert [p.sar_ascending_doy.tolist() for p in pixels] == wanted
+        assert not pixels[1].sar_ascending[:-1].any()
+        assert (pixels[1].sar_ascending[-1] == 10000).all()
+
+
 def test_no_scene_at_all_is_an_empty_series(tmp_path, pool):
     pixels = made(tmp_path, [], pool)
     assert pixels.bands.shape == (0, len(ROWS), len(COLS), 10)
@@ -529,16 +776,21 @@ def test_the_planted_powers_give_the_table_of_the_golden_readme():
     assert scale_s1(np.array(vh, np.float32)).tolist() == [0, 0, 0, 6000, 0, 11204, 32767, 0]
 
 
-@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
-def test_scaling_is_the_slow_formula_in_double_precision_for_every_float(values):
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.sampled_from(["float64", "float32"]))
+def test_scaling_is_the_slow_formula_in_its_width_for_every_float(values, arithmetic):
     x = np.array(values, np.float32)
-    wanted = []
-    for v in x.astype(np.float64):
-        y = (20 * np.log10(v) + 50) * 200 if v > 0 else 0.0
-        wanted.append(int(min(max(y, 0.0), 32767.0)))
-    got = scale_s1(x)
+    got = scale_s1(x, arithmetic)
     assert got.dtype == np.int16
-    assert got.tolist() == wanted
+    assert got.tolist() == [slow_scale(v, arithmetic) for v in x.tolist()]
+
+
+def test_the_width_of_the_arithmetic_moves_some_values_by_one():
+    x = np.random.default_rng(1).uniform(0.0033, 2, 400_000).astype(np.float32)
+    off = scale_s1(x, "float32").astype(int) - scale_s1(x)
+    assert set(np.unique(off)) == {-1, 0, 1}
+    np.testing.assert_array_equal(scale_s1(x), scale_s1(x, "float64"))
+    with pytest.raises(KeyError):
+        scale_s1(x, "float16")
 
 
 def test_scaling_is_in_double_precision_where_single_would_give_other_values():
