@@ -3,3 +3,7 @@
 
 class BadInput(ValueError):
     """Input that is refused before work starts. The command line prints the message and exits with code 2."""
+
+
+class NotProven(Exception):
+    """A result that failed its own check and was thrown away, in words."""

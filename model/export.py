@@ -13,9 +13,9 @@ from onnx import GraphProto, ModelProto, TensorProto, checker, helper
 from model import modelfile, parity
 from model.checkpoints import Checkpoint
 from model.encoders import Encoder, day_table, encoder_of
-from model.errors import BadInput
+from model.errors import BadInput, NotProven
 from model.graph import build, layer_inputs
-from model.limits import FILE_BYTES
+from model.limits import FILE_BYTES, LIMITS
 from model.modelfile import ModelFile, open_model
 from model.profile import Profile
 from model.variant import Variant, variant_of
@@ -35,14 +35,14 @@ def export(
 
     Args:
       stem: what the model is called; its name becomes `<stem>-<first 8 digits of the weights' sha256>`, with the
-        precision behind it where that is not fp32.
+        number of stored values and the precision behind it where these are not the family's own.
       origin: import or training record, JSON values.
       out: path of the file, replaced at once when it is complete.
       precision, target: of `variant.PRECISIONS` and `variant.TARGETS`.
 
     Raises:
       BadInput: tensors and profile do not fit each other, an unknown precision or target, or `out` lies in no folder.
-      RuntimeError: ONNX Runtime's numbers are not PyTorch's; nothing is written.
+      NotProven: ONNX Runtime's numbers are not PyTorch's; nothing is written.
     """
     out = Path(out)
     if not out.parent.is_dir():
@@ -56,11 +56,15 @@ def export(
     encoder = encoder_of(checkpoint.tensors, checkpoint.sizes, profile)
     measured = _parity(model, encoder)
     if not measured.within(precision):
-        raise RuntimeError(f"the exported {precision} graph differs from PyTorch: {measured}")
+        raise NotProven(
+            f"{out.name} was not written: its {precision} graph is {measured.error_per_rms:.1e} of rms from PyTorch, "
+            f"{measured.equal_codes_share:.2%} of the codes equal, at most {measured.max_code_step} off, least cosine "
+            f"{measured.cosine:.6f}; {precision} must keep {LIMITS[precision]}"
+        )
     digest = weights_sha256(checkpoint.tensors)
     records = {
         "tessera_beam": _json({"format": modelfile.FORMAT, "version": modelfile.VERSION}),
-        "name": f"{stem}-{digest[:8]}{variant.suffix}",
+        "name": f"{stem}-{digest[:8]}{_cut_suffix(profile)}{variant.suffix}",
         "profile": profile.to_json(),
         "encoder": _json(dataclasses.asdict(checkpoint.sizes)),
         "variant": _json(dataclasses.asdict(variant)),
@@ -77,6 +81,11 @@ def export(
     partial.write_bytes(model.SerializeToString(deterministic=True))
     partial.replace(out)
     return open_model(out)
+
+
+def _cut_suffix(profile: Profile) -> str:
+    """A prefix's codes are not a prefix of the codes: another product, so another name."""
+    return f"-{profile.dims}d" if profile.family == "v2" and profile.dims < profile.native_dims else ""
 
 
 def model_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile, variant: Variant) -> ModelProto:

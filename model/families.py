@@ -115,7 +115,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"nearest": {"s2_resampling": "nearest"}}
 _VARIANTS_OF = {family: tuple(VARIANTS) if family.startswith("v1.") else () for family in FAMILIES}
 
 HEADS = {"v1.0-early": 8, "v1.0-qat": 4, "v1.1-mpc": 4, "v1.1-aws": 4, "v2": 4}  # facts/tessera.md 1.7
-V1_1_DIMS = 128  # the first 128 of v1.1's 192 values are stored, unless the checkpoint's config says otherwise
+V1_1_NATIVE, V1_1_DIMS = 192, 128  # of its 192 values v1.1 stores the first 128, unless the config says otherwise
 PREFIXES = (16, 32, 64, 128)  # lengths at which v2 embeddings may be cut (its Matryoshka training)
 
 

@@ -212,39 +212,3 @@ def _shape(value: Any) -> tuple[str | int, ...]:
 
 def _words(dtype: int, shape: tuple[str | int, ...]) -> str:
     return f"{TensorProto.DataType.Name(dtype).lower()} ({', '.join(map(str, shape))})"
-
-
-def describe(model: ModelFile) -> str:
-    """What the file is, as a person reads it: a few lines."""
-    profile, sizes = model.profile, model.encoder
-    kept = f"first {profile.dims} of {profile.native_dims}" if profile.dims < profile.native_dims else "all kept"
-    lines = {
-        "model": f"{model.name}, {model.size_bytes:,} bytes, sha256 {model.sha256[:16]}",
-        "made from": _origin_words(model.origin),
-        "encoder": f"{profile.family}: width {sizes.width}, {sizes.layers} layers, {sizes.heads} heads, feed-forward "
-        f"{sizes.feed_forward}{', QK-norm' if sizes.qk_norm else ''}",
-        "embedding": f"{profile.dims} int8 codes and a scale per pixel ({kept})",
-        "optical": f"{' '.join(profile.s2_bands)} of {' or '.join(profile.s2_sources)}",
-        "radar": f"{' '.join(profile.s1_bands)} of {' or '.join(profile.s1_sources)}, own statistics for each orbit",
-        "sampler": f"{profile.sampler}, {profile.sampler_bins[0]} to {profile.sampler_bins[-1]} rows a sensor",
-        "parity": _parity_words(model.parity),
-        "file": f"ONNX IR {model.ir_version}, opset {model.opset}, graph digest {model.graph_digest[:16]}",
-    }
-    if profile.notes:
-        lines["note"] = profile.notes
-    return "\n".join(f"{key:<10} {value}" for key, value in lines.items())
-
-
-def _origin_words(origin: dict[str, Any]) -> str:
-    file = f", {origin['file_name']} (sha256 {origin['file_sha256'][:16]})" if origin.get("file_name") else ""
-    return f"{origin.get('kind', 'unknown')} of family {origin.get('family', 'unknown')}{file}"
-
-
-def _parity_words(parity: dict[str, Any]) -> str:
-    try:
-        return (
-            f"against {parity['reference']}: largest error {parity['max_abs_error']:.1e} at rms {parity['rms']:.2f}, "
-            f"{parity['equal_codes_share']:.4%} of {parity['codes']:,} codes equal"
-        )
-    except (KeyError, TypeError, ValueError):
-        return "no record that can be read"

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import BadInput
-from pipeline import console, words
-from pipeline.exits import ended, stop_politely
+from pipeline import cli_model, console, words
+from pipeline.exits import ended, leave_with, stop_politely
 from transforms.periods import period_of
 from transforms.regions import Region, names_from_list, region_from_bbox, region_from_file, tiles_of
 
@@ -21,9 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 inventory_app = typer.Typer(help="The frozen list of scenes of a run.", no_args_is_help=True, rich_markup_mode=None)
-model_app = typer.Typer(help="Model files: import, export, prove, show.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(inventory_app, name="inventory")
-app.add_typer(model_app, name="model")
+app.add_typer(cli_model.app, name="model")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 Inv = Annotated[str, typer.Argument(metavar="INV", help="Inventory file, from `inventory build`.")]
@@ -57,7 +56,7 @@ def demo(
 
     result = run(folder, api, console.say, console.on_terminal())
     console.show(result, as_json, words.demo)
-    _leave_with(result["exit_code"])
+    leave_with(result["exit_code"])
 
 
 @inventory_app.command("build")
@@ -153,7 +152,7 @@ def inventory_amend(
 @app.command()
 def dpixels(
     inv: Inv,
-    profile: Annotated[str, typer.Option("--profile", help="Family whose rules apply: v2.")],
+    profile: Annotated[str, typer.Option("--profile", help="Family whose rules apply: v2, v1.1-mpc, v1.1-mpc+nearest ..")],
     tile: Annotated[str, typer.Option("--tile", help="MGRS tile.")],
     window: Annotated[str, typer.Option("--window", help="ROW,COL,H,W in 10 m pixels.")],
     out: Annotated[str, typer.Option("--out", help="Folder to write.")],
@@ -248,7 +247,7 @@ def embed(
     command = shlex.join(["tessera-beam", *sys.argv[1:]])
     result = verb.embed(inv, model, out, options, command, console.say, console.on_terminal())
     console.show(result, as_json, words.embedded)
-    _leave_with(console.WITH_FAILURES if verb.incomplete(result) else console.OK)
+    leave_with(console.WITH_FAILURES if verb.incomplete(result) else console.OK)
 
 
 @app.command()
@@ -279,7 +278,7 @@ def verify(
 
     result = run(out, recompute, seed, device)
     console.show(result, as_json, words.verified)
-    _leave_with(console.OK if result["ok"] else console.CHECK_FAILED)
+    leave_with(console.OK if result["ok"] else console.CHECK_FAILED)
 
 
 @app.command()
@@ -291,74 +290,6 @@ def report(out: Out, as_json: Json = False) -> None:
     from pipeline.report import report as run
 
     console.show({"report": str(run(out))}, as_json, lambda r: str(r["report"]))
-
-
-@model_app.command("import")
-def model_import(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Published checkpoint (.pt).")],
-    family: Annotated[str, typer.Option("--family", help="v2.")],
-    out: Annotated[str, typer.Option("--out", help="Model file to write (.onnx).")],
-    as_json: Json = False,
-) -> None:
-    """Turn a published checkpoint into a model file.
-
-    Example: tessera-beam model import v2.pt --family v2 --out m.onnx
-    """
-    from pipeline.model import import_model
-
-    console.show(import_model(checkpoint, family, out), as_json, lambda r: str(r["text"]))
-
-
-@model_app.command("export")
-def model_export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint of our own training.")],
-    out: Annotated[str, typer.Option("--out", help="Model file to write (.onnx).")],
-    as_json: Json = False,
-) -> None:
-    """Turn a checkpoint that was trained here into a model file.
-
-    Example: tessera-beam model export run/last.pt --out m.onnx
-    """
-    from pipeline.model import export_model
-
-    console.show(export_model(checkpoint, out), as_json, lambda r: str(r["text"]))
-
-
-@model_app.command("gate")
-def model_gate(
-    model: Annotated[str, typer.Argument(metavar="M.onnx", help="Model file.")],
-    against: Annotated[str, typer.Option("--against", help="Checkpoint that it must equal (needs torch).")] = "",
-    full: Annotated[bool, typer.Option("--full", help="The long matrix of sizes too.")] = False,
-    report_html: Annotated[str, typer.Option("--report", help="HTML page to write.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Prove a model file: exit code 0, or 4 when a check fails.
-
-    Example: tessera-beam model gate m.onnx --against v2.pt --report gate.html
-    """
-    from pipeline.model import gate_model
-
-    result, ok = gate_model(model, against or None, full, report_html or None)
-    console.show(result, as_json, words.gated)
-    _leave_with(console.OK if ok else console.CHECK_FAILED)
-
-
-@model_app.command("show")
-def model_show(
-    model: Annotated[str, typer.Argument(metavar="M.onnx", help="Model file.")], as_json: Json = False
-) -> None:
-    """Say what a model file is, as a person reads it.
-
-    Example: tessera-beam model show m.onnx
-    """
-    from pipeline.model import show_model
-
-    console.show(show_model(model), as_json, lambda r: str(r["text"]))
-
-
-def _leave_with(code: int) -> None:
-    if code:
-        raise typer.Exit(code)
 
 
 def run(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from model.errors import BadInput
+from model.errors import BadInput, NotProven
 from pipeline import console
 
 
@@ -22,6 +22,9 @@ def ended(program: Callable[..., Any], argv: list[str]) -> int:
     except BadInput as e:
         console.say(f"error: {e}")
         return console.BAD_INPUT
+    except NotProven as e:
+        console.say(f"error: {e}")
+        return console.CHECK_FAILED
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -31,6 +34,12 @@ def ended(program: Callable[..., Any], argv: list[str]) -> int:
     if result == console.INTERRUPTED:  # typer's word for Ctrl-C
         return _interrupted()
     return result if isinstance(result, int) else console.OK
+
+
+def leave_with(code: int) -> None:
+    """Ends a verb whose result is not plain success. Raises typer.Exit for any other code than 0."""
+    if code:
+        raise typer.Exit(code)
 
 
 def _interrupted() -> int:

@@ -83,6 +83,9 @@ def verified(r: dict[str, Any]) -> str:
 
 
 def gated(r: dict[str, Any]) -> str:
+    if "models" in r:
+        passed = sum(m["ok"] for m in r["models"])
+        return "\n".join([*map(gated, r["models"]), f"{passed} of {len(r['models'])} files passed"])
     lines = [f"{r['name']} ({r['path']}): {'passed' if r['ok'] else 'REFUSED'}"]
     for c in r["checks"]:
         lines.append(f"  {'ok    ' if c['ok'] else 'FAILED'}  {c['name']}: {c['measured']} (limit: {c['limit']})")

@@ -768,6 +768,17 @@ def test_no_scene_at_all_is_an_empty_series(tmp_path, pool):
 STEP = np.float32(10**-2.5)
 
 
+def test_radar_is_scaled_in_the_width_of_the_profile(tmp_path, pool):
+    x = np.random.default_rng(1).uniform(0.0033, 2, 400_000).astype(np.float32)
+    (moved,) = np.nonzero(scale_s1(x, "float32") != scale_s1(x))
+    data = np.resize(x[moved], (SIDE_PX, SIDE_PX))
+    scenes = [radar(tmp_path, "2024-05-01", ASCENDING, data, data, 0)]
+    inner = slice(ROWS.start - BASE, ROWS.stop - BASE), slice(COLS.start - BASE, COLS.stop - BASE)
+    for profile in (PROFILE, SINGLE):
+        got = made(tmp_path, scenes, pool, profile=profile).sar_ascending[0, ..., 1]
+        np.testing.assert_array_equal(got, scale_s1(data, profile.s1_arithmetic)[inner])
+
+
 def test_the_planted_powers_give_the_table_of_the_golden_readme():
     # Trap T20 (power as if it were amplitude) and T21 (dark values become 0); README of golden/scenes_mpc, point 7.
     vv = [0, STEP, np.nextafter(STEP, np.float32(1)), 0.0032, 1e6, 491000, -0.5, 1, 0.99 * 10**-2.5, 0.1]

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Proves the model files that are given, or those that git says have changed; for CI jobs and hooks.
+#
+#   deploy/ci/gate.sh models/*.onnx        these files
+#   deploy/ci/gate.sh --staged             what the next commit would change, as a git hook wants it
+#
+# REPORT=DIR  writes DIR/<model>.html and DIR/gate.json   FULL=true  runs the long matrix too
+# Exit codes are the program's: 0 proven, 2 a file that is no model file, 4 a check failed.
+set -euo pipefail
+
+command -v tessera-beam >/dev/null || {
+  echo "tessera-beam is not on the PATH: pip install 'tessera-beam[cpu]'" >&2
+  exit 2
+}
+files=("$@")
+if [ "${1:-}" = --staged ]; then
+  mapfile -d '' -t files < <(git diff --cached --name-only --diff-filter=ACMR -z -- '*.onnx')
+  [ "${#files[@]}" -gt 0 ] || { echo "no model file is staged" >&2; exit 0; }
+fi
+[ "${#files[@]}" -gt 0 ] || { echo "no model file was given" >&2; exit 2; }
+
+options=()
+[ "${FULL:-false}" != true ] || options+=(--full)
+[ -n "${REPORT:-}" ] || exec tessera-beam model gate "${options[@]}" -- "${files[@]}"
+
+mkdir -p "$REPORT"
+page=$REPORT
+[ "${#files[@]}" -gt 1 ] || page=$REPORT/$(basename "${files[0]}" .onnx).html
+tessera-beam model gate "${options[@]}" --report "$page" --json -- "${files[@]}" >"$REPORT/gate.json" || code=$?
+python3 - "$REPORT/gate.json" <<'PYTHON' || true
+import json, sys
+try:
+    found = json.load(open(sys.argv[1]))
+except ValueError:
+    sys.exit()  # refused before a check ran: the program's own message stands above
+for model in found.get("models", [found]):
+    failed = [c for c in model["checks"] if not c["ok"]]
+    print(f"{model['path']}: {'proven' if model['ok'] else 'REFUSED'}, {len(model['checks'])} checks")
+    for c in failed:
+        print(f"  FAILED  {c['name']}: {c['measured']} (limit: {c['limit']})")
+PYTHON
+exit "${code:-0}"
