@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,xarray,dev))
 
-.PHONY: env demo test test-slow lint types format real bench demo-model lock clean
+.PHONY: env demo test test-slow lint types format real gate gate-full bench demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -44,8 +44,16 @@ types: $(DEV)/.ready
 real: $(RUN)/.ready
 	$(RUN)/bin/python -m pipeline.real.run ../shared/real-data real-out
 
+gate: $(RUN)/.ready
+	mkdir -p build
+	$(RUN)/bin/tessera-beam model gate pipeline/demo/model.onnx --report build/gate.html
+
+gate-full: $(DEV)/.ready
+	TESSERA_GATE_FAMILY=all $(DEV)/bin/python -m pytest -m slow tests/model
+
 bench: $(DEV)/.ready
 	$(DEV)/bin/python bench/encoder.py
+	$(DEV)/bin/python bench/samplers.py
 
 demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained
@@ -55,4 +63,4 @@ lock: $(DEV)/.ready
 	  --extra s3 --extra xarray --extra dev --no-annotate --no-header --upgrade -o constraints.txt
 
 clean:
-	rm -rf $(RUN) $(DEV) demo-out real-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(RUN) $(DEV) build demo-out real-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

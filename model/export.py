@@ -74,6 +74,7 @@ def export(
         "golden": _json(_golden(encoder)),
         "graph_digest": modelfile.graph_digest(model),
     }
+    records["records_digest"] = modelfile.records_digest(records)
     helper.set_model_props(model, records)
     if model.ByteSize() > FILE_BYTES:
         raise BadInput(f"{out.name} would have {model.ByteSize():,} bytes: an ONNX file holds at most {FILE_BYTES:,}")

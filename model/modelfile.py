@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,19 @@ OUTPUTS: dict[str, tuple[int, tuple[str | int, ...]]] = {
     "scale": (TensorProto.FLOAT, ("pixel",)),
     "embedding": (TensorProto.FLOAT, ("pixel", DIMS)),
 }
-RECORDS = ("profile", "encoder", "variant", "weights_sha256", "origin", "parity", "golden", "graph_digest", "name")
-SINCE_2 = {"variant": "{}"}  # records that version 1 had not, with what they meant then
+RECORDS = (
+    "profile",
+    "encoder",
+    "variant",
+    "weights_sha256",
+    "origin",
+    "parity",
+    "golden",
+    "graph_digest",
+    "records_digest",
+    "name",
+)
+SINCE_2 = {"variant": "{}", "records_digest": ""}  # records that version 1 had not, with what they meant then
 HOW_TO_MAKE_ONE = "make one with `tessera-beam model import CKPT --family F --out M.onnx`"
 
 
@@ -43,14 +55,14 @@ class ModelFile:
     """An opened model file; its digest, signature and records have been checked, its numbers have not (`gate` does).
 
     Attributes:
-      path: where it lies.
+      path: where it lies. `version`: of the file's format.
       sha256, size_bytes: of the file.
       name: short name for paths and ids, e.g. "v2-1a2b3c4d".
       profile: the contract with the d-pixels.
       encoder: sizes of the network inside.
       variant: its precision, the operator of its recurrence, the devices it may run on.
       weights_sha256: over the checkpoint's float32 tensors alone (`weights.weights_sha256`).
-      graph_digest: over every initialiser and node.
+      graph_digest: over everything but the records; `records_digest` in the file holds those.
       ir_version, opset: of the file.
       origin: import or training record.
       parity: how far the export is from PyTorch, as measured when it was made.
@@ -58,6 +70,7 @@ class ModelFile:
     """
 
     path: Path
+    version: int
     sha256: str
     size_bytes: int
     name: str
@@ -117,7 +130,8 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
       BadInput: not one of ours, a newer format, records that are missing or cannot be read.
     """
     props = {p.key: p.value for p in model.metadata_props}
-    if _version(props, path) == 1:
+    version = _version(props, path)
+    if version == 1:
         props = {**SINCE_2, **props}
     if missing := [key for key in RECORDS if key not in props]:
         raise BadInput(f"{path} has no {', '.join(missing)} in its metadata: it was cut; {HOW_TO_MAKE_ONE}")
@@ -134,6 +148,7 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
         raise BadInput(f"{path}: a record in its metadata cannot be read ({e}); {HOW_TO_MAKE_ONE}") from None
     return ModelFile(
         path=path,
+        version=version,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
         name=props["name"],
@@ -165,8 +180,12 @@ def _version(props: dict[str, str], path: Path) -> int:
     return int(version)
 
 
-def graph_digest(model: ModelProto) -> str:
-    """sha256 over opsets, inputs, outputs, every initialiser and every node in file order; not over the metadata."""
+def graph_digest(model: ModelProto, version: int = VERSION) -> str:
+    """sha256 over everything but the records: versions, every initialiser, node and declared shape, subgraphs too.
+
+    Args:
+      version: of the model file; version 1 left declared shapes and names of the graph out.
+    """
     digest = hashlib.sha256()
     for opset in model.opset_import:
         digest.update(f"opset {opset.domain} {opset.version}\n".encode())
@@ -174,21 +193,43 @@ def graph_digest(model: ModelProto) -> str:
         digest.update(f"initialiser {tensor.name} {tensor.data_type} {list(tensor.dims)}\n".encode())
         digest.update(numpy_helper.to_array(tensor).tobytes())
     graph = model.graph
-    for part in (graph.input, graph.output, graph.node, graph.sparse_initializer, model.functions):
-        for message in part:
-            digest.update(message.SerializeToString(deterministic=True))
+    if version == 1:
+        for part in (graph.input, graph.output, graph.node, graph.sparse_initializer, model.functions):
+            for message in part:
+                digest.update(message.SerializeToString(deterministic=True))
+        return digest.hexdigest()
+    rest = ModelProto()
+    rest.CopyFrom(model)
+    del rest.metadata_props[:]
+    del rest.graph.initializer[:]
+    digest.update(rest.SerializeToString(deterministic=True))
     return digest.hexdigest()
 
 
+def records_digest(records: Mapping[str, str]) -> str:
+    """sha256 over every record of the metadata but itself, by name."""
+    told = {key: value for key, value in records.items() if key != "records_digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def edit_faults(model: ModelProto, opened: ModelFile) -> list[str]:
-    """Says in words where nodes or initialisers are not those of the export; empty where they are."""
-    digest = graph_digest(model)
-    if digest == opened.graph_digest:
-        return []
-    return [
-        f"its nodes and weights have digest {digest[:12]}, its record says {opened.graph_digest[:12]}: "
-        "it was edited after its export"
-    ]
+    """Says in words where nodes, initialisers or records are not those of the export; empty where they are."""
+    faults = []
+    digest = graph_digest(model, opened.version)
+    if digest != opened.graph_digest:
+        faults.append(
+            f"its nodes and weights have digest {digest[:12]}, its record says {opened.graph_digest[:12]}: "
+            "it was edited after its export"
+        )
+    if opened.version > 1:
+        records = {p.key: p.value for p in model.metadata_props}
+        digest, said = records_digest(records), records["records_digest"]
+        if digest != said:
+            faults.append(
+                f"its records (profile, parity and so on) have digest {digest[:12]}, and one of them says {said[:12]}: "
+                "they were edited after its export"
+            )
+    return faults
 
 
 def signature_faults(model: ModelProto, profile: Profile) -> list[str]:

@@ -25,6 +25,7 @@ from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from transforms import dpixels, inventory
+from transforms.draws import Place
 from transforms.embed import budget_of, local, plan_tile
 from transforms.encode import MICRO_BATCH_PX, Session, cores, device_kind, encode_window, provider_for
 from transforms.grid import blocks_of
@@ -330,7 +331,7 @@ def _record(
 def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Callable[[str], None]) -> dict[str, Any]:
     """Embeds a d-pixel folder in the published layout; writes `<name>.npy` and `<name>_scales.npy`.
 
-    Pixels without a valid optical observation get -128 and NaN.
+    Pixels without a valid optical observation get -128 and NaN. Samplers that draw do so by the folder's name.
 
     Raises:
       BadInput: a model or folder that cannot be used.
@@ -340,13 +341,13 @@ def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Cal
     pixels = dpixels.load(source, warn)
     provider = provider_for(device)
     session = Session(str(model.path), provider)
+    name = source.resolve().name
     begun = time.perf_counter()
-    codes, scale = encode_window(session, model.profile, pixels, None, MICRO_BATCH_PX[provider])
+    codes, scale = encode_window(session, model.profile, Place(name, "", 0, 0), pixels, None, MICRO_BATCH_PX[provider])
     seconds = time.perf_counter() - begun
     target = Path(out)
     if target.exists() and not target.is_dir():
         raise BadInput(f"--out {out}: there is a file of that name")
-    name = source.resolve().name
     store = open_store(out)
     for file, array in ((f"{name}.npy", codes), (f"{name}_scales.npy", scale)):
         with store.writer(file) as f:

@@ -11,7 +11,7 @@ from transforms.encode import CPU, MICRO_BATCH_PX
 from transforms.grid import TILE_PX, blocks_of
 from transforms.memory import budget_for
 from transforms.regions import Region, clip_of, tiles_of
-from transforms.samplers import v2_length
+from transforms.samplers import Sampler, sampler_of
 from transforms.scenes import S1, S2, Scene
 
 # Compressed share of the raw codes: int8, predictor 2, ZSTD (facts, sources-and-cogs 4.2, embedding-like data).
@@ -57,14 +57,14 @@ def flop_per_px(model: ModelFile, t2: float, t1: float) -> float:
     return 2 * (branch(t2, 10) + branch(t1, 2) + 2 * d * e.hidden + e.hidden * e.native_dims)
 
 
-def expected_tokens(scenes: list[Scene]) -> tuple[float, float]:
+def expected_tokens(scenes: list[Scene], sampler: Sampler) -> tuple[float, float]:
     """Token rows of a pixel, from the scenes' cloud cover: an estimate, high where swaths cover a tile in part."""
     days: dict[Any, float] = {}
     for s in scenes:
         if s.kept and s.sensor == S2:
             days[s.day] = max(days.get(s.day, 0.0), 1 - (s.cloud_cover or 0.0) / 100)
     passes = {(s.day, s.orbit) for s in scenes if s.kept and s.sensor == S1}
-    return float(v2_length(round(sum(days.values())))), float(v2_length(len(passes)))
+    return float(sampler.length(round(sum(days.values())))), float(sampler.length(len(passes)))
 
 
 def quote(
@@ -154,7 +154,7 @@ def _add_tile(
         ]
         pixels, blocks = float(mask.sum()), len(windows)
         read_px = float(sum(b.height_px * b.width_px for b in windows))  # whole blocks are read
-    t2, t1 = expected_tokens(scenes)
+    t2, t1 = expected_tokens(scenes, sampler_of(model.profile))
     totals["pixels"] += pixels
     totals["blocks"] += blocks
     totals["tokens"] += pixels * (t2 + t1)

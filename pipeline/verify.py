@@ -18,6 +18,7 @@ from pipeline.status import opened
 from transforms import inventory
 from transforms.cog import TILE_PX as COG_TILE_PX
 from transforms.dpixels import build, read_stack
+from transforms.draws import Place
 from transforms.encode import MICRO_BATCH_PX, Session, device_kind, encode_window, provider_for
 from transforms.fragments import OUTSIDE
 from transforms.grid import TILE_PX, tile_of
@@ -188,7 +189,8 @@ def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: in
             except ReadError as e:
                 yield _finding(item, "recompute", f"a source cannot be read: {e}")
                 continue
-        again, scale_again = encode_window(session, model.profile, pixels, wanted, MICRO_BATCH_PX[provider])
+        place = Place(tile.name, p["tessera:period"], row, col)
+        again, scale_again = encode_window(session, model.profile, place, pixels, wanted, MICRO_BATCH_PX[provider])
         off = np.abs(codes.astype(np.int16) - again)
         same_kind = p["emb:runtime_parameters"]["device_kinds"] == [device_kind(provider)]
         share, most = float((off > 0)[there].mean()), int(off.max())

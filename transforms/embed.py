@@ -18,6 +18,7 @@ from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from transforms import inventory
 from transforms.dpixels import Stack, build, read_stack
+from transforms.draws import Place
 from transforms.encode import Session, WindowEncoder, device_kind, observation_counts
 from transforms.fragments import RASTERS, compress, layouts_of, part_of, reasons_of
 from transforms.grid import TILE_PX, Block, Tile, tile_of
@@ -179,7 +180,9 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
         for r in range(block.row_px, block.row_px + block.height_px, budget.strip_px)
     ]
     cols = range(block.col_px, block.col_px + block.width_px)
-    counts = np.zeros((block.height_px, block.width_px, 3), np.uint16)
+    place = Place(tile.name, worker.plan.period, block.row_px, block.col_px)
+    size = block.height_px, block.width_px
+    counts = np.zeros((*size, 3), np.uint16)
     timings = {"read": 0.0, "build": 0.0, "encode": 0.0}
     dates = dict.fromkeys(("s2_dates", "s1_ascending_dates", "s1_descending_dates"), 0)
 
@@ -192,7 +195,7 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
 
     with (
         ThreadPoolExecutor(1, thread_name_prefix="strip") as ahead,
-        WindowEncoder(worker.session, profile, block.height_px, block.width_px, worker.plan.micro_batch_px) as encoder,
+        WindowEncoder(worker.session, profile, place, *size, worker.plan.micro_batch_px) as encoder,
     ):
         coming = ahead.submit(read, strips[0])
         for following in (*strips[1:], None):

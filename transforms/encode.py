@@ -20,7 +20,8 @@ from model.errors import BadInput
 from model.profile import Profile
 from model.quantise import NO_DATA
 from transforms.dpixels import DPixels
-from transforms.samplers import v2_length, v2_rows
+from transforms.draws import Place, seeds_of
+from transforms.samplers import ABSENT, sampler_of
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -149,51 +150,59 @@ def observation_counts(pixels: DPixels) -> NDArray[np.uint16]:
     )
 
 
-def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile) -> Iterator[Tokens]:
+def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile, place: Place) -> Iterator[Tokens]:
     """Samples the wanted pixels of a window and groups them by (t2, t1).
 
     Args:
       wanted: (H, W); each of these pixels must have a valid optical observation.
+      place: of the window, by which a sampler draws.
 
     Yields:
       Tokens, groups in ascending order of (t2, t1), pixels of a group in row-major order.
 
     Raises:
-      BadInput: a profile whose sampler this release does not have.
+      BadInput: a profile whose rules about token rows contradict each other.
     """
-    if profile.sampler != "v2":
-        raise BadInput(f"profile {profile.name}: sampler {profile.sampler!r} is not in this release")
+    sampler = sampler_of(profile)
     y, x = np.nonzero(wanted)
     if not len(y):
         return
-    valid2 = pixels.masks[:, y, x].T.astype(bool)  # (N, T2)
     sar = np.concatenate([pixels.sar_ascending, pixels.sar_descending])  # ascending first: order is part of the rule
     sar_doy = np.concatenate([pixels.sar_ascending_doy, pixels.sar_descending_doy])
     orbit = np.repeat(np.array([0, 1], np.uint8), [len(pixels.sar_ascending_doy), len(pixels.sar_descending_doy)])
+    valid2 = pixels.masks[:, y, x].T.astype(bool)  # (N, T2)
     valid1 = np.asarray(sar[:, y, x].any(-1)).T  # (N, T1)
-    t2 = v2_length(valid2.sum(1))
-    t1 = v2_length(valid1.sum(1))
+    # A hash a pixel, some per cent of the work: made for samplers too that do not draw.
+    seeds2, seeds1 = (seeds_of(profile.name, place, sensor, y, x) for sensor in ("s2", "s1"))
+    t2, t1 = sampler.length(valid2.sum(1)), sampler.length(valid1.sum(1))
     key = t2 * 1024 + t1
     order = np.argsort(key, kind="stable")
     starts = np.flatnonzero(np.diff(key[order], prepend=-1))
     for group in np.split(order, starts[1:]):
-        n2, n1 = int(t2[group[0]]), int(t1[group[0]])
-        yy, xx = y[group][:, None], x[group][:, None]
-        rows2 = v2_rows(valid2[group], n2)
-        if valid1[group[0]].any():
-            rows1 = v2_rows(valid1[group], n1)
-            s1, s1_orbit, s1_doy = sar[rows1, yy, xx], orbit[rows1], sar_doy[rows1]
-        else:  # day 0 marks the row as absent (profile: empty_modality)
-            s1 = np.zeros((len(group), 1, 2), np.int16)
-            s1_orbit, s1_doy = np.zeros((len(group), 1), np.uint8), np.zeros((len(group), 1), np.int16)
+        at = y[group], x[group]
+        rows2 = sampler.rows(valid2[group], int(t2[group[0]]), seeds2[group])
+        rows1 = sampler.rows(valid1[group], int(t1[group[0]]), seeds1[group])
         yield Tokens(
-            y[group] * wanted.shape[1] + x[group],
-            pixels.bands[rows2, yy, xx],
-            pixels.doys[rows2].astype(np.int16),
-            s1,
-            s1_orbit,
-            s1_doy,
+            at[0] * wanted.shape[1] + at[1],
+            _taken(pixels.bands, rows2, at),
+            _taken(pixels.doys, rows2).astype(np.int16),
+            _taken(sar, rows1, at),
+            _taken(orbit, rows1),
+            _taken(sar_doy, rows1),
         )
+
+
+def _taken(series: NDArray[Any], rows: NDArray[np.int64], at: tuple[NDArray[np.int64], ...] = ()) -> NDArray[Any]:
+    """What a series (T, ..) holds at time steps (N, L), of the pixels `at` (N,) where it has pixels; absent rows are 0.
+
+    Day 0 marks a row as absent: the model gives it zeros after standardisation.
+    """
+    absent = rows[:, 0] == ABSENT  # the rows of a pixel are absent together
+    if absent.all():  # of any time step, or of all: there may be none
+        return np.zeros((*rows.shape, *series.shape[1 + len(at) :]), series.dtype)
+    taken: NDArray[Any] = series[(rows, *(i[:, None] for i in at))]  # ABSENT takes the last step, to be overwritten
+    taken[absent] = 0
+    return taken
 
 
 class WindowEncoder:
@@ -201,14 +210,17 @@ class WindowEncoder:
 
     The session runs on a thread of its own while the caller reads and builds the next rows; nothing outlives the
     `with` block. Every batch has `micro_batch_px` pixels: the last one of a group is filled up with its first pixel.
+    `place` is where the window lies: samplers that draw do so by it.
 
     Attributes:
       codes: (H, W, dims) int8, -128 where nothing was encoded. scale: (H, W) float32, NaN there.
       batches, tokens, encode_s: work done so far.
     """
 
-    def __init__(self, session: Session, profile: Profile, height_px: int, width_px: int, micro_batch_px: int) -> None:
-        self._session, self._profile, self._batch_px = session, profile, micro_batch_px
+    def __init__(
+        self, session: Session, profile: Profile, place: Place, height_px: int, width_px: int, micro_batch_px: int
+    ) -> None:
+        self._session, self._profile, self._place, self._batch_px = session, profile, place, micro_batch_px
         self._width = width_px
         self._codes: NDArray[np.int8] | None = None
         self.scale = np.full((height_px, width_px), np.nan, np.float32)
@@ -237,7 +249,8 @@ class WindowEncoder:
 
     def add(self, pixels: DPixels, wanted: NDArray[np.bool_], row: int = 0, col: int = 0) -> None:
         """Takes d-pixels whose first one lies at (row, col) of the window."""
-        for tokens in tokens_of(pixels, wanted, self._profile):
+        here = dataclasses.replace(self._place, row_px=self._place.row_px + row, col_px=self._place.col_px + col)
+        for tokens in tokens_of(pixels, wanted, self._profile, here):
             y, x = np.divmod(tokens.where, wanted.shape[1])
             moved = dataclasses.replace(tokens, where=(y + row) * self._width + x + col)
             self._waiting.setdefault(tokens.key, []).append(moved)
@@ -285,7 +298,12 @@ class WindowEncoder:
 
 
 def encode_window(
-    session: Session, profile: Profile, pixels: DPixels, wanted: NDArray[np.bool_] | None, micro_batch_px: int
+    session: Session,
+    profile: Profile,
+    place: Place,
+    pixels: DPixels,
+    wanted: NDArray[np.bool_] | None,
+    micro_batch_px: int,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes (H, W, dims) int8 and scale (H, W) float32 of a window held in memory.
 
@@ -294,7 +312,7 @@ def encode_window(
     seen = np.asarray(pixels.masks.any(0))
     chosen = seen if wanted is None else wanted & seen
     H, W = chosen.shape
-    with WindowEncoder(session, profile, H, W, micro_batch_px) as encoder:
+    with WindowEncoder(session, profile, place, H, W, micro_batch_px) as encoder:
         encoder.add(pixels, chosen)
         encoder.finish()
     return encoder.codes, encoder.scale

@@ -10,6 +10,7 @@ from model.errors import BadInput
 from model.profile import Profile
 from model.quantise import NO_DATA
 from transforms.dpixels import DPixels
+from transforms.draws import Place
 from transforms.encode import Session, encode_window
 
 FORMAT = "tessera-beam/preview"
@@ -45,6 +46,7 @@ _COVERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, int]]] = {
     "wetland": ((600, 500, 750, 2300, 2400, 950, 1800, 2200, 1100, 600), (800, 600, 800, 1400, 1500, 950, 1200, 1400,
                 1000, 650), (4300, 2100)),
 }  # fmt: skip
+REFERENCE = Place("reference", "", 0, 0)  # for samplers that draw: the same draws in every product
 _DAYS = np.arange(8, 366, 15)  # 24 days, a clear view every fortnight
 
 
@@ -117,7 +119,7 @@ def reference_pixels() -> DPixels:
 
 def colours_of(session: Session, profile: Profile, micro_batch_px: int) -> Colours:
     """Colours for a model: the three directions in which typical land covers differ most."""
-    codes, scale = encode_window(session, profile, reference_pixels(), None, micro_batch_px)
+    codes, scale = encode_window(session, profile, REFERENCE, reference_pixels(), None, micro_batch_px)
     x = (codes * scale[..., None]).reshape(-1, codes.shape[-1]).astype(np.float64)
     x0 = x - x.mean(0)
     _, vectors = np.linalg.eigh(x0.T @ x0)

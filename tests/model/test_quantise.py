@@ -62,3 +62,20 @@ def test_no_data_comes_back_as_nan():
 def test_values_without_a_code_are_refused(bad):
     with pytest.raises(ValueError, match="NaN or infinity"):
         quantise(np.float32([1, bad]))
+
+
+@given(vectors, st.floats(1e-9, 10, width=32))
+def test_the_floor_of_v1_is_of_the_scale_and_that_of_v2_of_the_largest_value(x, floor):
+    codes, scale = quantise(x, floor, "scale")
+    exact = np.abs(x).max(-1) / np.float32(127)
+    np.testing.assert_array_equal(scale, np.maximum(exact, np.float32(floor)))
+    np.testing.assert_array_equal(codes, np.rint(x / scale[..., None]).astype(np.int8))
+    np.testing.assert_array_equal(
+        quantise(x, floor)[1], np.maximum(np.abs(x).max(-1), np.float32(floor)) / np.float32(127)
+    )
+
+
+def test_a_vector_of_zeros_has_the_least_scale():
+    zeros = np.zeros((1, 4), np.float32)
+    assert quantise(zeros, 1e-8, "scale")[1] == np.float32(1e-8)
+    assert quantise(zeros, 1e-12, "largest")[1] == np.float32(1e-12) / np.float32(127)

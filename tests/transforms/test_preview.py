@@ -12,7 +12,7 @@ from model.modelfile import open_model
 from pipeline.demo.run import model_path
 from transforms.dpixels import load, save
 from transforms.encode import CPU, Session, encode_window
-from transforms.preview import Colours, colours_from_json, colours_of, paint, reference_pixels
+from transforms.preview import REFERENCE, Colours, colours_from_json, colours_of, paint, reference_pixels
 
 DIMS = 16
 
@@ -135,7 +135,7 @@ def test_a_model_s_colours_are_the_same_every_time_and_spread_its_reference_pixe
     np.testing.assert_allclose(directions @ directions.T / 2**28, np.eye(3), atol=1e-3)
     largest = directions[np.arange(3), np.abs(directions).argmax(1)]
     assert (largest > 0).all()  # a direction and its opposite are the same to LAPACK: other signs, other colours
-    codes, scale = encode_window(session, model.profile, reference_pixels(), None, 64)
+    codes, scale = encode_window(session, model.profile, REFERENCE, reference_pixels(), None, 64)
     painted = paint(codes, scale, colours)
     assert painted.min() >= 1
     # The 2nd and 98th percentile lie a tenth of their distance inside the range: 1 + 254 / 12 and 255 - 254 / 12.
