@@ -139,6 +139,8 @@ def load_checkpoint(path: str | Path, family: str | None = None, heads: int | No
         )
     except BadInput as e:
         raise BadInput(f"{path}: {e}") from None
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror}") from None
 
 
 def load_v2(path: str | Path) -> Checkpoint:
@@ -206,19 +208,20 @@ def _unreadable(error: Exception) -> str:
     text = str(error).strip()
     if named := re.search(r"GLOBAL (\S+)", text):
         return (
-            f"it cannot be read without running its code: it names {named[1]}, and nothing in a checkpoint is run. Save "
-            "it again with plain numbers and text beside the tensors, or the tensors alone as safetensors"
+            f"it cannot be read without running its code: it names {named[1]}, and nothing in a checkpoint is run. "
+            "Save it again with plain numbers and text beside the tensors, or the tensors alone as safetensors"
         )
-    text = text.rpartition("WeightsUnpickler error:")[2].strip()
-    return f"it is damaged or no checkpoint: {text.splitlines()[0] if text else type(error).__name__}"
+    # torch's own message begins with advice to switch the protection off.
+    lines = [line for line in text.rpartition("WeightsUnpickler error:")[2].splitlines() if "weights_only" not in line]
+    return f"it is damaged or no checkpoint: {next(filter(None, map(str.strip, lines)), type(error).__name__)}"
 
 
 def _payload(payload: dict[Any, Any]) -> _Payload:
     record = payload.get(RECORD)
     if "encoder_state_dict" in payload:
         raise BadInput(
-            "this is a v2 teacher (encoder_state_dict), which no family of this release is: it exports the v2 students, "
-            "and v1.0 and v1.1"
+            "this is a v2 teacher (encoder_state_dict), which is not a family of this release: give a v2 student, or a "
+            "checkpoint of v1.0 or v1.1"
         )
     states = [key for key in ("model_state", "model_state_dict") if key in payload]
     if len(states) > 1:

@@ -21,7 +21,7 @@ CONFIG, ARGS = "config", "args"  # what the dictionary of settings is called in 
 LINEAR, MLP = ("0",), ("0", "1", "4")  # parts of `dim_reducer` that have weights
 
 _POOLING_WORDS = {
-    ATTENTION: "attention without a GRU",
+    ATTENTION: "attention alone, without a GRU",
     TORCH_GRU: "an nn.GRU",
     CUSTOM_GRU: "TESSERA's own GRU (not an nn.GRU)",
 }
@@ -41,11 +41,13 @@ class Form:
     reducer: tuple[str, ...]
     qk_norm: bool
 
-    def __str__(self) -> str:
-        parts = ", ".join(f"dim_reducer.{part}" for part in self.reducer) or "nothing"
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Each of them as a person reads it."""
         return (
-            f"weighs tokens by {_POOLING_WORDS[self.pooling]}, reduces by {parts} and has "
-            f"{'QK-norm' if self.qk_norm else 'no QK-norm'}"
+            f"tokens weighed by {_POOLING_WORDS[self.pooling]}",
+            f"a reducer of {', '.join(f'dim_reducer.{part}' for part in self.reducer) or 'nothing'}",
+            "QK-norm" if self.qk_norm else "no QK-norm",
         )
 
 
@@ -177,11 +179,13 @@ def fitting(tensors: Tensors, kind: str | None, settings: Settings) -> list[str]
 
 
 def check_form(tensors: Tensors, family: str, kind: str | None, settings: Settings) -> None:
-    """Raises BadInput unless pooling, reducer, norms and the settings' name are the family's; sizes are not looked at."""
+    """Raises BadInput unless the form and the settings' name are the family's, and both backbones are alike."""
     form, layout = form_of(tensors), LAYOUTS[family]
     if not _has_form(form, layout):
         own = dataclasses.replace(layout.form, qk_norm=layout.form.qk_norm and form.qk_norm)
-        raise BadInput(f"the file {form}; family {family} {own}; {_likely(tensors, kind, settings)}")
+        differ = [(mine, theirs) for mine, theirs in zip(form.words, own.words, strict=True) if mine != theirs]
+        file, wanted = (" and ".join(side) for side in zip(*differ, strict=True))
+        raise BadInput(f"the file has {file}, family {family} has {wanted}; {_likely(tensors, kind, settings)}")
     if kind not in (None, layout.settings):
         raise BadInput(
             f"the file has its settings in {kind}, family {family} has them in {layout.settings}; "
@@ -195,10 +199,11 @@ def check_form(tensors: Tensors, family: str, kind: str | None, settings: Settin
 
 def unnamed(tensors: Tensors, kind: str | None, settings: Settings) -> BadInput:
     """The refusal of a file that does not say its family, with the families that it may be of."""
-    likely = _likely(tensors, kind, settings)
     families = fitting(tensors, kind, settings)
-    say = f"; say which with --family {'|'.join(families)}" if families else f": it {form_of(tensors)}"
-    return BadInput(f"nothing in the file names its family; {likely}{say}")
+    cure = (
+        f"give --family {' or --family '.join(families)}" if families else f"it has {', '.join(form_of(tensors).words)}"
+    )
+    return BadInput(f"nothing in the file names its family; {_likely(tensors, kind, settings)}: {cure}")
 
 
 def heads_of(family: str, settings: Settings, tensors: Tensors, given: int | None) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from transforms.draws import Place
 from transforms.inventory import read_tile
 from transforms.regions import region_from_bbox
 from transforms.samplers import SAMPLERS
+from transforms.scenes import S1, S2
 
 TILE = "32TQR"
 
@@ -118,12 +119,12 @@ def test_a_quote_counts_the_rows_of_the_model_s_own_sampler(world, drawing):
 def test_tokens_are_expected_from_clear_days_and_passes_by_each_sampler_s_bins(world):
     scenes = read_tile(world.inv, TILE)
     clear = [dataclasses.replace(s, cloud_cover=0.0) for s in scenes]
-    s2 = len({s.day for s in scenes if s.sensor == "s2" and s.kept})
-    s1 = len({(s.day, s.orbit) for s in scenes if s.sensor == "s1" and s.kept})
+    s2 = len({s.day for s in scenes if s.sensor == S2 and s.kept})
+    s1 = len({(s.day, s.orbit) for s in scenes if s.sensor == S1 and s.kept})
     assert s2 > 8 and s1 > 8
     for name in ("v1.1", "v2"):
         assert expected_tokens(clear, SAMPLERS[name]) == (-(-s2 // 8) * 8, -(-s1 // 8) * 8)
-    optical = [s for s in clear if s.sensor == "s2"]
+    optical = [s for s in clear if s.sensor == S2]
     rows = {name: expected_tokens(optical, sampler)[1] for name, sampler in SAMPLERS.items()}
     assert rows == {"v1.0": 40, "v1.1": 8, "v2": 1}
     assert expected_tokens(clear, SAMPLERS["v1.0"]) == (40, 40)
