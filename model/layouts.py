@@ -1,6 +1,7 @@
 """Layouts: how each family's published checkpoints name their tensors, and what their settings must say."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,17 @@ import numpy as np
 
 from model.errors import BadInput
 from model.families import HEADS, V1_1_NATIVE, profile_for
-from model.weights import ATTENTION, CUSTOM_GRU, TORCH_GRU, EncoderSizes, Tensors, layer_name, pooling_of, tensor_shapes
+from model.weights import (
+    ATTENTION,
+    CUSTOM_GRU,
+    MODALITIES,
+    TORCH_GRU,
+    EncoderSizes,
+    Tensors,
+    layer_name,
+    pooling_of,
+    tensor_shapes,
+)  # fmt: skip
 
 Settings = Mapping[str, Any]
 
@@ -174,12 +185,12 @@ def fitting(tensors: Tensors, kind: str | None, settings: Settings) -> list[str]
         if _has_form(form, layout)
         and kind in (None, layout.settings)
         and not any(_contradicts(settings[key], value) for key, value in layout.fixed.items() if key in settings)
-        and tensors.keys() == _names(form, _layers(tensors, "s2"))
+        and tensors.keys() == _names(form, _layers(tensors, "s2")).keys()
     ]
 
 
 def check_form(tensors: Tensors, family: str, kind: str | None, settings: Settings) -> None:
-    """Raises BadInput unless the form and the settings' name are the family's, and both backbones are alike."""
+    """Raises BadInput unless names of tensors and settings are those of the family, and both backbones are alike."""
     form, layout = form_of(tensors), LAYOUTS[family]
     if not _has_form(form, layout):
         own = dataclasses.replace(layout.form, qk_norm=layout.form.qk_norm and form.qk_norm)
@@ -191,10 +202,15 @@ def check_form(tensors: Tensors, family: str, kind: str | None, settings: Settin
             f"the file has its settings in {kind}, family {family} has them in {layout.settings}; "
             f"{_likely(tensors, kind, settings)}"
         )
-    seen = {m: _backbone(tensors, m) for m in ("s2", "s1")}
+    seen = {m: _backbone(tensors, m) for m in MODALITIES}
     if seen["s2"] != seen["s1"] and all(map(all, seen.values())):  # what is missing is named elsewhere
         words = ", ".join(f"the {m.upper()} backbone has {_words(seen[m])}" for m in seen)
         raise BadInput(f"{words}: both backbones of a TESSERA encoder have the same sizes")
+    names = _names(form, max(_layers(tensors, m) for m in MODALITIES))
+    if missing := [name for name in names if name not in tensors]:
+        raise BadInput(f"the file is without {_some(missing)}: every such encoder of family {family} has them")
+    if unexpected := [name for name in tensors if name not in names]:
+        raise BadInput(f"the file has unexpected {_some(unexpected)}: no encoder of family {family} has them")
 
 
 def unnamed(tensors: Tensors, kind: str | None, settings: Settings) -> BadInput:
@@ -286,7 +302,7 @@ def prefixes_of(family: str, settings: Settings, native_dims: int) -> tuple[int,
     if said is None or said == "":
         return ()
     try:
-        dims = sorted({int(part) for part in (said.split(",") if isinstance(said, str) else said)})
+        dims = sorted({*map(int, said.split(","))} if isinstance(said, str) else {*map(operator.index, said)})
     except (TypeError, ValueError):
         dims = []
     if not dims or dims[0] < 1 or dims[-1] > native_dims:
@@ -298,10 +314,14 @@ def _has_form(form: Form, layout: Layout) -> bool:
     return form in (layout.form, dataclasses.replace(layout.form, qk_norm=False))
 
 
-def _names(form: Form, layers: int) -> set[str]:
-    """The names of an encoder of this form; sizes do not show in them."""
+def _names(form: Form, layers: int) -> dict[str, tuple[int, ...]]:
+    """The names of an encoder of this form, in their order; sizes do not show in them."""
     hidden = int(form.reducer == MLP)
-    return set(tensor_shapes(EncoderSizes(2, max(1, layers), 1, 1, hidden, 1, form.qk_norm, form.pooling)))
+    return tensor_shapes(EncoderSizes(2, max(1, layers), 1, 1, hidden, 1, form.qk_norm, form.pooling))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _likely(tensors: Tensors, kind: str | None, settings: Settings) -> str:
@@ -310,8 +330,10 @@ def _likely(tensors: Tensors, kind: str | None, settings: Settings) -> str:
 
 
 def _layers(tensors: Tensors, modality: str) -> int:
-    before = layer_name(modality, 0).removesuffix("0")
-    return len({name.removeprefix(before).split(".")[0] for name in tensors if name.startswith(before)})
+    layers = 0
+    while any(name.startswith(f"{layer_name(modality, layers)}.") for name in tensors):
+        layers += 1
+    return layers
 
 
 def _backbone(tensors: Tensors, modality: str) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, load_model_from_string, numpy_helper
 
 from model.errors import BadInput
 from model.profile import Profile, profile_from_json
-from model.variant import Variant
+from model.variant import Variant, variant_from_json
 from model.weights import EncoderSizes
 
 FORMAT = "tessera-beam/model"
@@ -138,9 +138,7 @@ def read_model(model: ModelProto, content: bytes, path: Path) -> ModelFile:
     try:
         profile = profile_from_json(props["profile"])
         encoder = EncoderSizes(**json.loads(props["encoder"]))
-        variant = Variant(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(props["variant"]).items()}
-        )
+        variant = variant_from_json(props["variant"])
         origin, parity, golden = (json.loads(props[key]) for key in ("origin", "parity", "golden"))
     except BadInput as e:
         raise BadInput(f"{path}: {e}") from None

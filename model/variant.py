@@ -1,6 +1,8 @@
 """Variant: how one encoder is written into a model file, in which precision and for which devices."""
 
 import dataclasses
+import json
+from typing import Any
 
 from model.errors import BadInput
 from model.weights import ATTENTION, CUSTOM_GRU, EncoderSizes
@@ -43,6 +45,18 @@ class Variant:
     def suffix(self) -> str:
         """What tells its file's name from the float32 one's: "" or "-fp16" or "-int8"."""
         return "" if self.precision == "fp32" else f"-{self.precision}"
+
+
+def variant_from_json(text: str) -> Variant:
+    """Reads the record of a model file.
+
+    Raises:
+      BadInput, ValueError, TypeError: not such a record, or one of a form that this release does not know.
+    """
+    fields: Any = json.loads(text)
+    if not isinstance(fields, dict):
+        raise TypeError(f"the variant is {type(fields).__name__}, not an object")
+    return Variant(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
 
 
 def variant_of(sizes: EncoderSizes, precision: str = "fp32", target: str = "any") -> Variant:

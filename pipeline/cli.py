@@ -152,7 +152,7 @@ def inventory_amend(
 @app.command()
 def dpixels(
     inv: Inv,
-    profile: Annotated[str, typer.Option("--profile", help="Family whose rules apply: v2, v1.1-mpc, v1.1-mpc+nearest ..")],
+    profile: Annotated[str, typer.Option("--profile", help="Family whose rules apply: v2, v1.1-mpc+nearest ..")],
     tile: Annotated[str, typer.Option("--tile", help="MGRS tile.")],
     window: Annotated[str, typer.Option("--window", help="ROW,COL,H,W in 10 m pixels.")],
     out: Annotated[str, typer.Option("--out", help="Folder to write.")],

@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 from transforms import dpixels, inventory
 from transforms.draws import Place
 from transforms.embed import budget_of, local, plan_tile
-from transforms.encode import MICRO_BATCH_PX, Session, cores, device_kind, encode_window, provider_for
+from transforms.encode import MICRO_BATCH_PX, cores, device_kind, encode_window, provider_for, session_of
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
 from transforms.memory import S1_BYTES, S2_NATIVE_BYTES, Budget
@@ -168,7 +168,7 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
         raise BadInput(
             f"--device auto with --runner {options.runner}: say cpu or cuda, the workers are not this machine"
         )
-    provider = provider_for(options.device)
+    provider = provider_for(options.device, model)
     tiles = sorted(set(options.tiles) or set(inv.tiles))
     if options.region is not None:
         touched = set(tiles_of(options.region))
@@ -227,7 +227,7 @@ def _deposit(store: Store, plan: Plan, model: ModelFile, inv: Path, tiles: list[
         store.put_if_absent(f"_inputs/{plan.region}.region.geojson", shapely.to_geojson(region.shape).encode())
     colours = f"_inputs/{model.sha256[:16]}.preview.json"
     if store.stat(colours) is None:
-        session = Session(str(model.path), plan.provider, plan.threads)
+        session = session_of(model, plan.provider, plan.threads)
         store.put_if_absent(colours, colours_of(session, model.profile, plan.micro_batch_px).to_json())
     return dataclasses.replace(plan, preview=model.sha256[:16])
 
@@ -339,8 +339,8 @@ def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Cal
     model = open_model(model_path)
     source = Path(folder)
     pixels = dpixels.load(source, warn)
-    provider = provider_for(device)
-    session = Session(str(model.path), provider)
+    provider = provider_for(device, model)
+    session = session_of(model, provider)
     name = source.resolve().name
     begun = time.perf_counter()
     codes, scale = encode_window(session, model.profile, Place(name, "", 0, 0), pixels, None, MICRO_BATCH_PX[provider])

@@ -19,7 +19,7 @@ from transforms import inventory
 from transforms.cog import TILE_PX as COG_TILE_PX
 from transforms.dpixels import build, read_stack
 from transforms.draws import Place
-from transforms.encode import MICRO_BATCH_PX, Session, device_kind, encode_window, provider_for
+from transforms.encode import MICRO_BATCH_PX, device_kind, encode_window, provider_for, session_of
 from transforms.fragments import OUTSIDE
 from transforms.grid import TILE_PX, tile_of
 from transforms.read import ReadError
@@ -159,14 +159,14 @@ def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: in
     items = [item for item in items if item["properties"]["tessera:counts"]["embedded"]]
     if not items:
         return
-    provider = provider_for(device)
     for _ in range(n):
         item = items[rng.integers(len(items))]
         p = item["properties"]
         tile = tile_of(p["tessera:tile"])
         model = open_model(store.path(f"_inputs/{p['tessera:model_sha256']}.onnx"))
         path = store.path(f"_inputs/{p['tessera:inventory']}.parquet")
-        session = Session(str(model.path), provider)
+        provider = provider_for(device, model)
+        session = session_of(model, provider)
         with rasterio.open(store.path(_place(item, "scales"))) as scale_file:
             places = _full_places(scale_file)
             if not places:

@@ -19,7 +19,7 @@ from model.modelfile import ModelFile, open_model
 from transforms import inventory
 from transforms.dpixels import Stack, build, read_stack
 from transforms.draws import Place
-from transforms.encode import Session, WindowEncoder, device_kind, observation_counts
+from transforms.encode import Session, WindowEncoder, device_kind, observation_counts, session_of
 from transforms.fragments import RASTERS, compress, layouts_of, part_of, reasons_of
 from transforms.grid import TILE_PX, Block, Tile, tile_of
 from transforms.memory import Budget, budget_for
@@ -62,7 +62,7 @@ def open_worker(plan: Plan) -> Worker:
         plan,
         store,
         model,
-        Session(str(model.path), plan.provider, plan.threads),
+        session_of(model, plan.provider, plan.threads),
         colours_from_json(store.get(f"_inputs/{plan.preview}.preview.json")),
         {s.name: s.root for s in head.sources},
         head.frozen,

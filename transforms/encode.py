@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import BadInput
+from model.modelfile import ModelFile
 from model.profile import Profile
 from model.quantise import NO_DATA
 from transforms.dpixels import DPixels
@@ -33,12 +34,35 @@ IN_FLIGHT = 3  # batches built ahead of the session
 PENDING_BYTES = 256 << 20  # token rows that wait for their batch to fill up; beyond it the largest group goes early
 
 
-def provider_for(device: str) -> str:
-    """The ONNX Runtime provider for `auto`, `cpu` or `cuda`.
+def provider_for(device: str, model: ModelFile | None = None) -> str:
+    """The ONNX Runtime provider for `auto`, `cpu` or `cuda`; with a model, one that its file may run on.
 
     Raises:
-      BadInput: onnxruntime is missing or there twice, or has not what was asked: never the CPU in place of CUDA.
+      BadInput: onnxruntime is missing or there twice, or has not what was asked: never the CPU in place of CUDA; a file
+        that was not made for the device.
     """
+    provider = _provider(device)
+    if model is not None:
+        if device == "auto" and "cuda" not in model.variant.devices:
+            return CPU
+        check_pairing(model, provider)
+    return provider
+
+
+def check_pairing(model: ModelFile, provider: str) -> None:
+    """Raises BadInput where a file was not made for a provider: CUDA would hand some of its nodes back to the CPU."""
+    devices = model.variant.devices
+    if provider in (PROVIDERS[d] for d in devices):
+        return
+    wanted = next(d for d, p in PROVIDERS.items() if p == provider)
+    raise BadInput(
+        f"{model.path} ({model.variant.precision}, recurrence {model.variant.recurrence}) is for "
+        f"{' and '.join(devices)} alone, not {wanted}: give --device {devices[0]}, or make a file for {wanted} with "
+        "`tessera-beam model import CKPT --family F --target any --out M.onnx`"
+    )
+
+
+def _provider(device: str) -> str:
     try:
         import onnxruntime
     except ImportError:
@@ -100,6 +124,12 @@ class Session:
                 "s1_doy": batch.s1_doy}  # fmt: skip
         codes, scale = self._session.run(["codes", "scale"], feed)
         return codes, scale
+
+
+def session_of(model: ModelFile, provider: str, threads: int = 0) -> Session:
+    """A session over an opened model file; raises BadInput as `check_pairing` and `Session` do."""
+    check_pairing(model, provider)
+    return Session(str(model.path), provider, threads)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipeline.real.cubes import MISSING, RADAR_DB, WORLDCEREAL, Cube, power_of, 
 from transforms import dpixels
 from transforms.cog import Layout, encode_window, write
 from transforms.dpixels import DPixels, scale_s1
-from transforms.encode import MICRO_BATCH_PX, Session, observation_counts, provider_for
+from transforms.encode import MICRO_BATCH_PX, observation_counts, provider_for, session_of
 from transforms.fragments import layouts_of, reasons_of
 from transforms.grid import tiles_at
 from transforms.picture import thumbnail
@@ -93,7 +93,7 @@ def embed(cube: Cube, out: Path, model_path: str, warn: Callable[[str], None]) -
     codes, scale = np.load(made["codes"]), np.load(made["scales"])
 
     provider = provider_for("auto")
-    colours = colours_of(Session(str(model.path), provider), model.profile, MICRO_BATCH_PX[provider])
+    colours = colours_of(session_of(model, provider), model.profile, MICRO_BATCH_PX[provider])
     counts = observation_counts(pixels)
     rasters: dict[str, NDArray[np.generic]] = {
         "embeddings": codes,

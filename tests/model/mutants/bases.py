@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Callable
 
-from mutants.tools import records, settle, write
 from onnx import ModelProto, TensorProto, numpy_helper
 from small_encoders import SMALL, family_of_case, tensors_of
 
@@ -12,6 +11,7 @@ from model import modelfile
 from model.families import profile_for
 from model.profile import Profile
 from model.weights import EncoderSizes, Tensors, tensor_shapes, weights_sha256
+from mutants.tools import records, settle, write
 
 TRAINED, RETRAINED = 2, 3  # seeds of the file's weights, and of weights that it was not made from
 

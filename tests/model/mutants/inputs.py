@@ -294,3 +294,14 @@ def one_calendar_for_all_pixels(proto, context):
 def no_day_zero(proto, context):
     """Absent rows without a day's encoding: the reference adds that of day 0, whose cosines are ones."""
     edit(proto, "day_table", lambda a: np.concatenate([np.zeros_like(a[:1]), a[1:]]))
+
+
+@mutant("v1.1-aws", "v2")
+def one_day_of_the_table_damaged(proto, context):
+    """A row of the table that no test happens to ask for."""
+
+    def change(numbers):
+        numbers[200, -2:] = numbers[201, -2:] + np.float32(1e-3)
+        return numbers
+
+    edit(proto, "day_table", change)

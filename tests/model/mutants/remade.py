@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from mutants.bases import RETRAINED, Base
 
 from model.weights import EncoderSizes, Tensors, layer_name
+from mutants.bases import RETRAINED, Base
 
 Weights = dict[str, np.ndarray]
 
