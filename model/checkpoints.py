@@ -140,7 +140,7 @@ def load_checkpoint(path: str | Path, family: str | None = None, heads: int | No
     except BadInput as e:
         raise BadInput(f"{path}: {e}") from None
     except OSError as e:
-        raise BadInput(f"{path} cannot be read: {e.strerror}") from None
+        raise BadInput(f"{path} cannot be read: {e.strerror or e}") from None
 
 
 def load_v2(path: str | Path) -> Checkpoint:
@@ -325,7 +325,7 @@ def _canonical(state: Mapping[Any, Any], file_bytes: int) -> tuple[Tensors, int]
         for part, numbers in layouts.unpacked(name, _numbers(name, value, file_bytes)).items():
             if part in tensors:
                 raise BadInput(f"{part} stands twice in the checkpoint, the second time as {key}")
-            tensors[part] = np.ascontiguousarray(numbers)
+            tensors[part] = np.asarray(numbers, order="C")  # ascontiguousarray would make a number a row of one
     return tensors, ignored
 
 

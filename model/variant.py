@@ -56,7 +56,8 @@ def variant_from_json(text: str) -> Variant:
     fields: Any = json.loads(text)
     if not isinstance(fields, dict):
         raise TypeError(f"the variant is {type(fields).__name__}, not an object")
-    return Variant(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    return Variant(**values)
 
 
 def variant_of(sizes: EncoderSizes, precision: str = "fp32", target: str = "any") -> Variant:
