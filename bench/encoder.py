@@ -26,7 +26,7 @@ from model.errors import NotProven
 from model.export import export
 from model.families import profile_for
 from model.modelfile import INPUTS
-from model.weights import ATTENTION, CUSTOM_GRU, EncoderSizes
+from model.weights import ATTENTION, CUSTOM_GRU, EncoderSizes, flop_per_px
 from pipeline.demo import untrained
 
 # Published shapes, facts/tessera.md 1.7; rows a sensor, and pixels a batch: everyone gets the size that suits it best.
@@ -57,16 +57,6 @@ def rate(run: Callable[[], Any], n: int) -> float:
         run()
         best_s = min(best_s, time.process_time() - start)
     return n / best_s
-
-
-def flop_per_px(sizes: EncoderSizes, t: int) -> float:
-    """Twice the multiplications of the matrix products, both backbones with `t` rows and the reducer."""
-    d, f = sizes.width, sizes.feed_forward
-    layer = t * 4 * d * d + 2 * t * t * d + t * 2 * d * f
-    backbones = 2 * (t * d * d + sizes.layers * layer) + t * d * 12
-    recurrence = 0 if sizes.pooling == ATTENTION else 2 * t * 6 * d * d
-    reducer = (2 * d + sizes.native_dims) * sizes.hidden if sizes.hidden else 2 * d * sizes.native_dims
-    return 2.0 * (backbones + recurrence + reducer)
 
 
 def machine_flops(side: int = 1536) -> float:
@@ -172,7 +162,7 @@ def rows(names: list[str]) -> list[dict[str, Any]]:
                 "case": f"{name} {precision}{' GRU op' if target == 'cpu' and precision == 'fp32' else ''}",
                 "tokens": f"{t}+{t}",
                 **others,
-                "limit": flops / flop_per_px(sizes, t),
+                "limit": flops / flop_per_px(sizes, t, t),
                 "floor": None if name == "shipped" else floor,
                 "target": goal,
             }

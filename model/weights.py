@@ -66,6 +66,19 @@ class EncoderSizes:
         return self.width // self.heads
 
 
+def flop_per_px(sizes: EncoderSizes, t2: float, t1: float) -> float:
+    """Floating-point operations of a pixel with so many token rows: twice the multiplications (facts/model.md 1)."""
+    d, f = sizes.width, sizes.feed_forward
+    pool = 1 if sizes.pooling == ATTENTION else 6 * d
+
+    def branch(t: float, channels: int) -> float:
+        layer = t * 4 * d * d + 2 * t * t * d + t * 2 * d * f
+        return t * (channels * d + d * d) + sizes.layers * layer + t * d * (1 + pool)
+
+    reducer = (2 * d + sizes.native_dims) * sizes.hidden if sizes.hidden else 2 * d * sizes.native_dims
+    return 2.0 * (branch(t2, MODALITIES["s2"]) + branch(t1, MODALITIES["s1"]) + reducer)
+
+
 def layer_name(modality: str, layer: int) -> str:
     """What the names of a transformer layer's tensors begin with."""
     return f"{modality}_backbone.transformer_encoder.{layer}"

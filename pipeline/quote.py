@@ -5,6 +5,7 @@ from typing import Any
 
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
+from model.weights import flop_per_px
 from pipeline.embed import READERS, check_sources, check_tiles, memory_words, worst_tile
 from transforms import inventory
 from transforms.encode import CPU, MICRO_BATCH_PX
@@ -44,17 +45,6 @@ CARDS = {
     for c in (Card("L4", 121, 0.21, 0.71), Card("L40S", 362, 0.21, 1.86), Card("A100", 312, 0.21, 3.67),
               Card("H100", 989, 0.21, 6.98))
 }  # fmt: skip
-
-
-def flop_per_px(model: ModelFile, t2: float, t1: float) -> float:
-    """Floating-point operations for a pixel (formula of facts/model.md 1: 2 x multiply-adds)."""
-    e = model.encoder
-    d, f, layers = e.width, e.feed_forward, e.layers
-
-    def branch(t: float, bands: int) -> float:
-        return t * (bands * d + d * d) + layers * (t * 4 * d * d + 2 * t * t * d + t * 2 * d * f) + 2 * t * d
-
-    return 2 * (branch(t2, 10) + branch(t1, 2) + 2 * d * e.hidden + e.hidden * e.native_dims)
 
 
 def expected_tokens(scenes: list[Scene], sampler: Sampler) -> tuple[float, float]:
@@ -158,7 +148,7 @@ def _add_tile(
     totals["pixels"] += pixels
     totals["blocks"] += blocks
     totals["tokens"] += pixels * (t2 + t1)
-    totals["flop"] += pixels * flop_per_px(model, t2, t1)
+    totals["flop"] += pixels * flop_per_px(model.encoder, t2, t1)
     for s in (s for s in scenes if s.kept):
         totals["s2_scenes" if s.sensor == S2 else "s1_scenes"] += 1
         totals["bytes_in"] += _bytes_of(s, read_px)

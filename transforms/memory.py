@@ -39,15 +39,21 @@ class Budget:
         return sum(n for _, n in self.parts_bytes)
 
 
+def rows_at_most(scenes: int) -> int:
+    """Token rows that any sampler makes of a pixel with so many scenes: v1.0 always 40, the others bins of 8 to 256."""
+    return min(256, max(40, -(-scenes // 8) * 8))
+
+
 def _budget(
     block_px: int, strip_px: int, s2: int, s1: int, dims: int, readers: int, batch_px: int, widest: int
 ) -> Budget:
     build_px = max(1, min(strip_px, BUILD_PX // block_px))
     strip, build, block = strip_px * block_px, build_px * block_px, block_px * block_px
     strips = 2 if strip_px < block_px else 1  # the next strip is read while this one is encoded
-    tokens = min(s2, 256) + min(s1, 256)
-    # float32: six tensors of the widest layer, and the attention scores of four heads
-    activations = 4 * (6 * tokens * widest + 4 * (min(s2, 256) ** 2 + min(s1, 256) ** 2))
+    t2, t1 = rows_at_most(s2), rows_at_most(s1)
+    tokens = t2 + t1
+    # float32: six tensors of the widest layer, and the scores of four heads (v1.0-early has 8, but 40 rows alone)
+    activations = 4 * (6 * tokens * widest + 4 * (t2**2 + t1**2))
     parts = (
         ("process", PROCESS_BYTES),
         ("output", block * (dims + 4 + 3 * 2 + 1)),
