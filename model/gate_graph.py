@@ -17,8 +17,7 @@ from model.weights import CUSTOM_GRU, LAYER_NORM_EPSILON, QK_NORM_EPSILON, TORCH
 
 # What each kind of file may compute with. Nothing draws at random, branches or loops; no operator is of one runtime.
 EVERY_FILE = frozenset(
-    "Abs Add Cast Clip Concat Div Equal Gather Gemm LayerNormalization MatMul Max Mul ReduceMax Relu Reshape Round "
-    "Shape Slice Softmax Sub Transpose Unsqueeze Where".split()
+    ["Abs", "Add", "Cast", "Clip", "Concat", "Div", "Equal", "Gather", "Gemm", "LayerNormalization", "MatMul", "Max", "Mul", "ReduceMax", "Relu", "Reshape", "Round", "Shape", "Slice", "Softmax", "Sub", "Transpose", "Unsqueeze", "Where"]
 )
 QK_NORM = frozenset(("Pow", "ReduceMean", "Sqrt"))
 INT8 = frozenset(("QuantizeLinear", "DequantizeLinear"))

@@ -148,7 +148,7 @@ def _parity_faults(model: ModelFile) -> list[str]:
     error = float(told["max_abs_error"]) / float(told["rms"])
     differing = round((1 - float(told["equal_codes_share"])) * codes)
     kept = (
-        0 < error <= limit.error_per_rms * 1.05  # it is written down in two digits
+        0 <= error <= limit.error_per_rms * 1.05  # it is written down in two digits
         and differing <= allowed_codes(codes, model.variant.precision)
         and (limit.code_step is None or 0 <= told["max_code_step"] <= limit.code_step)
         and float(told["cosine"]) >= limit.cosine

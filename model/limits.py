@@ -22,6 +22,10 @@ class Limits:
     cosine: float
     why: str
 
+    def allowed(self, codes: int) -> int:
+        """How many of so many codes may differ."""
+        return max(FEW_CODES, int(codes * (1 - self.equal_codes_share)))
+
 
 LIMITS = {
     "fp32": Limits(
@@ -112,5 +116,5 @@ OTHERS = (
 
 
 def allowed_codes(codes: int, precision: str) -> int:
-    """How many of so many codes may differ."""
-    return max(FEW_CODES, int(codes * (1 - LIMITS[precision].equal_codes_share)))
+    """How many of so many codes may differ from the reference's."""
+    return LIMITS[precision].allowed(codes)

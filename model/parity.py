@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.extras import need
-from model.limits import LIMITS, allowed_codes
+from model.limits import LIMITS, Limits
 
 Array = npt.NDArray[Any]
 Inputs = dict[str, Array]  # by the names of `modelfile.INPUTS`
@@ -36,6 +36,7 @@ class Distance:
       max_code_step: largest difference of a code.
       cosine: least cosine between a pixel's two vectors.
       histogram: counts of |error| / rms by decade, below 1e-8, then 1e-8 .. 1e-7 and so on, last 1e-2 and above.
+      code_steps: counts of differences of codes: 0, 1, 2 and so on, the last for `STEPS` and more.
     """
 
     max_abs_error: float
@@ -45,6 +46,7 @@ class Distance:
     max_code_step: int
     cosine: float
     histogram: tuple[int, ...]
+    code_steps: tuple[int, ...]
 
     @property
     def error_per_rms(self) -> float:
@@ -56,10 +58,13 @@ class Distance:
 
     def within(self, precision: str) -> bool:
         """Whether it keeps every limit of a precision (`limits.LIMITS`)."""
-        limit = LIMITS[precision]
+        return self.keeps(LIMITS[precision])
+
+    def keeps(self, limit: Limits) -> bool:
+        """Whether it keeps these limits."""
         return (
             self.error_per_rms <= limit.error_per_rms
-            and self.differing_codes <= allowed_codes(self.codes, precision)
+            and self.differing_codes <= limit.allowed(self.codes)
             and (limit.code_step is None or self.max_code_step <= limit.code_step)
             and self.cosine >= limit.cosine
         )
@@ -71,6 +76,7 @@ class Distance:
 
 
 DECADES = tuple(10.0**e for e in range(-8, -1))  # edges of `Distance.histogram`
+STEPS = 5  # last bar of `Distance.code_steps`
 
 # (pixels, t2, t1): one row, the sampler's least and largest bin, odd and unequal lengths, one pixel and many.
 SIZES = (
@@ -147,6 +153,7 @@ def distance(got: Iterable[Outputs], reference: Iterable[Outputs]) -> Distance:
         max_code_step=int(steps.max()),
         cosine=min(_cosine(g, r) for g, r in zip(got, reference, strict=True)),
         histogram=tuple(int(c) for c in np.bincount(np.digitize(relative, DECADES), minlength=len(DECADES) + 1)),
+        code_steps=tuple(int(c) for c in np.bincount(np.minimum(steps, STEPS).astype(int), minlength=STEPS + 1)),
     )
 
 
@@ -199,15 +206,20 @@ class Session:
         options.log_severity_level = 3  # warnings about fusions are not for people
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
-        state = ort.capi.onnxruntime_pybind11_state
+        state = vars(ort.capi.onnxruntime_pybind11_state).values()
         self._refusals: tuple[type[Exception], ...] = (
-            *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException),
-            ValueError,  # for inputs that the file does not have
+            *(e for e in state if isinstance(e, type) and issubclass(e, Exception)),
+            *(ValueError, RuntimeError, MemoryError),  # inputs that the file does not have; what C++ threw
         )
         try:
             self._session = ort.InferenceSession(content, options, providers=[provider])
         except self._refusals as e:
             raise RunError(f"ONNX Runtime cannot load it: {e}") from None
+
+    @property
+    def providers(self) -> list[str]:
+        """What it runs on, the one that was asked first where ONNX Runtime could have it."""
+        return list(self._session.get_providers())
 
     def run(self, inputs: Mapping[str, Array]) -> Outputs:
         """Raises RunError where ONNX Runtime would not."""

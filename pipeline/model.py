@@ -142,7 +142,7 @@ def show(model: ModelFile) -> dict[str, Any]:
         "profile": json.loads(model.profile.to_json()),
         "profile_digest": model.profile.digest,
         "encoder": dataclasses.asdict(model.encoder),
-        "variant": dataclasses.asdict(model.variant),
+        "variant": {**dataclasses.asdict(model.variant), "devices": list(model.variant.devices)},
         "dims": model.dims,
         "text": describe(model),
     }
