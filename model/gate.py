@@ -4,8 +4,9 @@ from pathlib import Path
 
 from model import gate_against, parity
 from model.errors import BadInput
-from model.gate_report import CONTRACT, FILE, NUMBERS, Check, GateReport
-from model.gate_runs import Bench
+from model.gate_bench import Bench
+from model.gate_report import GROUPS, NUMBERS, Check, GateReport
+from model.gate_runs import run_checks
 from model.gate_static import NEEDED_TO_RUN, static_checks
 from model.modelfile import parse_model, read_model
 from model.stored import Array, dequantised, initialisers
@@ -50,11 +51,10 @@ def gate(path: str | Path, against: str | Path | None = None, full: bool = False
         try:
             bench = Bench(content, proto, model, arrays, weights, full)
             distance = bench.distance
-            checks += bench.checks()
+            checks += run_checks(bench)
             if checkpoint is not None:
                 checks += gate_against.run_checks(checkpoint, bench)
         except parity.RunError as e:
             checks.append(Check("runs", False, str(e), "every size runs", "a worker could not encode with it", NUMBERS))
-    order = {FILE: 0, CONTRACT: 1, NUMBERS: 2}
-    checks.sort(key=lambda check: order.get(check.group, 3))
+    checks.sort(key=lambda check: list(GROUPS).index(check.group))
     return GateReport(model, tuple(checks), distance)

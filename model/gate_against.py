@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from model.errors import BadInput
 from model.extras import need
+from model.gate_bench import Bench, apart_of, limit_words, native_of, native_words, words_of
 from model.gate_report import CHECKPOINT, Check, faults_check
-from model.gate_runs import Bench, error_of, limit_words, native_of, words_of
 from model.limits import LIMITS
 from model.modelfile import ModelFile
 from model.parity import Inputs, RunError, distance
 from model.profile import Profile
 from model.stored import Array, expected_stored, input_steps, unlike
-from model.weights import check_tensors
+from model.weights import check_tensors, weights_sha256
 
 WHY = "it was made from another checkpoint, or the export is not the encoder that was trained"
 
@@ -34,8 +34,11 @@ def load(path: str | Path, model: ModelFile) -> Any:
     family = model.profile.family
     try:
         checkpoint = load_checkpoint(path, family)
-    except BadInput:
-        return load_checkpoint(path, family, model.encoder.heads)  # the family's number of heads may not fit
+    except BadInput as first:
+        try:  # the family's number of heads may be what does not fit
+            return load_checkpoint(path, family, model.encoder.heads)
+        except BadInput:
+            raise first from None
     if checkpoint.heads_from == "family" and checkpoint.sizes.heads != model.encoder.heads:
         return load_checkpoint(path, family, model.encoder.heads)
     return checkpoint
@@ -77,9 +80,12 @@ def _weights(checkpoint: Any, model: ModelFile, arrays: Mapping[str, Array]) -> 
     except BadInput as e:
         return Check(name, False, str(e), limit, WHY, CHECKPOINT)
     expected = expected_stored(checkpoint.tensors, model.encoder, model.variant, steps)
-    other = unlike(arrays, expected)
-    measured = f"{len(other)} of {len(expected)} differ" + (f", first {other[0]}" if other else "")
-    return Check(name, not other, measured, limit, WHY, CHECKPOINT)
+    other, digest = unlike(arrays, expected), weights_sha256(checkpoint.tensors)
+    faults = [f"{len(other)} of {len(expected)} differ, first {other[0]}"] if other else []
+    if digest != model.weights_sha256:
+        faults.append(f"the checkpoint's sha256 is {digest[:16]}, the record says {model.weights_sha256[:16]}")
+    right = f"all {len(expected)} equal, sha256 {digest[:16]}"
+    return faults_check(name, CHECKPOINT, faults, right, f"{limit}; sha256 as in the record", WHY)
 
 
 def run_checks(checkpoint: Any, bench: Bench) -> Iterator[Check]:
@@ -97,15 +103,14 @@ def run_checks(checkpoint: Any, bench: Bench) -> Iterator[Check]:
     far = distance(bench.runs, (run_torch(encoder, case) for case in bench.cases))
     yield Check("parity with PyTorch", far.within(precision), words_of(far), limit_words(limit), WHY, CHECKPOINT)
     try:
-        found = native_of(bench.proto, model.profile.native_dims, bench.cases)
-        meant = [_native(encoder, case) for case in bench.cases]
-        error = error_of(np.concatenate([native for native, _ in found]), np.concatenate(meant))
-        cosine = min(_cosine(native, m) for (native, _), m in zip(found, meant, strict=True))
-        ok = error <= limit.error_per_rms and cosine >= limit.cosine
-        measured = f"{model.profile.native_dims} values a pixel: error {error:.1e} of rms, cosine {cosine:.8f}"
+        native = np.concatenate(
+            [values for values, _ in native_of(bench.proto, model.profile.native_dims, bench.cases)]
+        )
+        apart = apart_of(native, np.concatenate([_native(encoder, case) for case in bench.cases]))
+        ok, measured = apart.keeps(limit), f"{native.shape[1]} values of {len(native)} pixels: {apart.words}"
     except RunError as e:
         ok, measured = False, str(e)
-    must = f"error {limit.error_per_rms:.0e} of rms, cosine {limit.cosine:g}, before the cut to {model.dims} values"
+    must = f"{native_words(limit)}, before the cut to {model.dims} values"
     yield Check("native outputs", ok, measured, must, WHY, CHECKPOINT)
 
 
@@ -124,9 +129,3 @@ def _native(encoder: Any, case: Inputs) -> npt.NDArray[np.float32]:
             return native
     finally:
         torch.set_num_threads(threads)
-
-
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    return float(np.min((x * y).sum(1) / np.where(size > 0, size, 1)))

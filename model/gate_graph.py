@@ -4,20 +4,45 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from model.errors import BadInput
 from model.gate_report import CONTRACT, FILE, Check, faults_check
 from model.graph import build, constants_of
 from model.graph_ops import INPUT_MAX, INPUT_ZERO, POSITIVE_MAX
 from model.modelfile import ModelFile
-from model.stored import DAMAGED, Array, forms_of, input_steps, same_bits, type_name
+from model.stored import Array, forms_of, input_steps, same_bits, type_name
 from model.variant import GRU, PRECISIONS, SCAN
 from model.weights import CUSTOM_GRU, LAYER_NORM_EPSILON, QK_NORM_EPSILON, TORCH_GRU, EncoderSizes, Tensors
 
 # What each kind of file may compute with. Nothing draws at random, branches or loops; no operator is of one runtime.
 EVERY_FILE = frozenset(
-    ["Abs", "Add", "Cast", "Clip", "Concat", "Div", "Equal", "Gather", "Gemm", "LayerNormalization", "MatMul", "Max", "Mul", "ReduceMax", "Relu", "Reshape", "Round", "Shape", "Slice", "Softmax", "Sub", "Transpose", "Unsqueeze", "Where"]
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Div",
+        "Equal",
+        "Gather",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "Max",
+        "Mul",
+        "ReduceMax",
+        "Relu",
+        "Reshape",
+        "Round",
+        "Shape",
+        "Slice",
+        "Softmax",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 QK_NORM = frozenset(("Pow", "ReduceMean", "Sqrt"))
 INT8 = frozenset(("QuantizeLinear", "DequantizeLinear"))
@@ -88,13 +113,19 @@ def _recurrence_faults(node: NodeProto, model: ModelFile) -> list[str]:
     return faults
 
 
-def nodes(proto: ModelProto, model: ModelFile, arrays: Mapping[str, Array], weights: Tensors) -> Check:
-    """Whether the graph is, node for node, the one that this release writes for these sizes, profile and variant."""
-    try:
-        wanted = build(weights, _day_table(arrays), model.encoder, model.profile, model.variant, _ranges(model, arrays))
+def nodes(proto: ModelProto, model: ModelFile, arrays: Mapping[str, Array], weights: Tensors | BadInput) -> Check:
+    """Whether the graph is, node for node, the one that this release writes for these sizes, profile and variant.
+
+    Raises:
+      BadInput: the ranges of an int8 file cannot be read.
+    """
+    if isinstance(weights, BadInput):
+        faults = [f"no graph can be written without its weights: {weights}"]
+    else:
+        ranges = ranges_of(arrays, model.encoder) if model.variant.precision == "int8" else None
+        days = arrays.get("day_table", np.zeros((0, 0), np.float32))
+        wanted = build(weights, days, model.encoder, model.profile, model.variant, ranges)
         faults = graph_faults(proto.graph, wanted, {*forms_of(model.encoder, model.variant.precision), "day_table"})
-    except DAMAGED as e:  # BadInput among them
-        faults = [f"no graph can be written for its records: {e}"]
     return faults_check(
         "nodes",
         FILE,
@@ -103,14 +134,6 @@ def nodes(proto: ModelProto, model: ModelFile, arrays: Mapping[str, Array], weig
         "the graph that this release writes for its sizes, profile and variant",
         "it was edited, or made by another release: export it again, or prove it with the release that made it",
     )
-
-
-def _day_table(arrays: Mapping[str, Array]) -> npt.NDArray[np.float32]:
-    return arrays.get("day_table", np.zeros((367, 0), np.float32))
-
-
-def _ranges(model: ModelFile, arrays: Mapping[str, Array]) -> dict[str, float] | None:
-    return ranges_of(arrays, model.encoder) if model.variant.precision == "int8" else None
 
 
 def ranges_of(arrays: Mapping[str, Array], sizes: EncoderSizes) -> dict[str, float]:
@@ -184,12 +207,11 @@ def constants(model: ModelFile, arrays: Mapping[str, Array]) -> Check:
         if found is None or found.shape != meant.shape or found.dtype != meant.dtype:
             faults.append(f"{', '.join(FIELDS[name])}: no such constant {name} in the graph")
             continue
-        rows = zip(np.atleast_1d(found), np.atleast_1d(meant), strict=True)
-        if len(FIELDS[name]) == 1:
-            rows = iter([(found, meant)])
+        rows = [(found, meant)] if len(FIELDS[name]) == 1 else list(zip(found, meant, strict=True))
         for field, (there, here) in zip(FIELDS[name], rows, strict=True):
-            if not same_bits(np.asarray(there), np.asarray(here)):
-                faults.append(f"{field}: {_numbers(there)} in the graph, {_numbers(here)} in the profile")
+            if not same_bits(there, here):
+                other = there != here
+                faults.append(f"{field}: {_numbers(there[other])} in the graph, {_numbers(here[other])} in the profile")
     return faults_check(
         "constants",
         CONTRACT,
@@ -207,7 +229,7 @@ def _numbers(a: Array) -> str:
 def inner_constants(proto: ModelProto, model: ModelFile, arrays: Mapping[str, Array]) -> Check:
     """Numbers of the encoder that no checkpoint and no profile holds: epsilons, the heads' scale, fillers."""
     sizes, half = model.encoder, model.variant.precision == "fp16"
-    meant: dict[str, Array] = {
+    meant: dict[str, Any] = {
         "head_scale": np.asarray(sizes.head_width**-0.5, np.float16 if half else np.float32),
         "zero": np.float32(0),
         **({"two": np.float32(2), "qk_norm_epsilon": np.float32(QK_NORM_EPSILON)} if sizes.qk_norm else {}),

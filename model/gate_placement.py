@@ -8,7 +8,7 @@ from typing import Any
 
 from model.extras import need
 from model.gate_report import PLACEMENT, Check
-from model.parity import Inputs, Session
+from model.parity import Inputs, RunError, Session
 from model.variant import Variant
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -45,13 +45,21 @@ def placement(content: bytes, variant: Variant, case: Inputs) -> Check:
 
 
 def profiled(content: bytes, provider: str, case: Inputs) -> list[dict[str, Any]] | None:
-    """What ONNX Runtime wrote down of a run; None where it could not have the provider."""
+    """What ONNX Runtime wrote down of a run; None where it could not have the provider.
+
+    Raises:
+      RunError: ONNX Runtime cannot run the file there, or what it wrote cannot be read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         session = Session(content, provider=provider, profile=f"{folder}/run")
         if provider not in session.providers:
             return None
         session.run(case)
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profile()).read_text(encoding="utf-8"))
+        text = Path(session.end_profile()).read_text(encoding="utf-8", errors="replace")
+        try:
+            events: list[dict[str, Any]] = json.loads(text)
+        except ValueError as e:
+            raise RunError(f"ONNX Runtime's profile cannot be read, names of nodes may be at fault: {e}") from None
         return events
 
 

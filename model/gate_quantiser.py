@@ -12,6 +12,7 @@ from model.modelfile import ModelFile
 from model.parity import Outputs, RunError, Session
 from model.profile import Profile
 from model.quantise import NO_DATA, quantise
+from model.stored import Array
 
 HALVES = np.arange(-126.5, 127.0, dtype=np.float32)  # at a scale of 1 each lies between two codes
 SIZES_OF_VECTORS = (0.0, 1e-40, 1e-13, 1e-12, 1e-9, 1e-6, 1e30, 3e38)  # 1e-40 is not a normal number in float32
@@ -53,7 +54,7 @@ def edges(proto: ModelProto, model: ModelFile) -> Check:
     native = edge_vectors(profile.native_dims, profile.dims)
     values = Session(tail.SerializeToString()).values({NATIVE: native}, ("codes", "scale", "embedding"))
     cut = native[:, : profile.dims]
-    meant = (*requantised(cut, profile), cut)
+    meant: tuple[Array, ...] = (*requantised(cut, profile), cut)
     faults = []
     for name, got, right in zip(("codes", "scales", "embedding"), values, meant, strict=True):
         if got.dtype != right.dtype or got.shape != right.shape:
@@ -101,5 +102,5 @@ def edge_vectors(native_dims: int, dims: int) -> npt.NDArray[np.float32]:
     ties[:, 0] = 127  # so that the scale is 1 and every other value a tie
     noise = random.standard_normal((64, native_dims)).astype(np.float32)
     noise[:32, dims:] *= 1_000  # what is not stored must not count
-    sized = np.float32(SIZES_OF_VECTORS)[:, None] * np.clip(noise[: len(SIZES_OF_VECTORS)], -1, 1)
+    sized = np.array(SIZES_OF_VECTORS, np.float32)[:, None] * np.clip(noise[: len(SIZES_OF_VECTORS)], -1, 1)
     return np.concatenate([ties, -ties, ties / 8, noise, -np.abs(noise), sized.astype(np.float32)])

@@ -203,7 +203,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
-        options.log_severity_level = 3  # warnings about fusions are not for people
+        options.log_severity_level = 4  # warnings about fusions are not for people, and errors are raised
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
         state = vars(ort.capi.onnxruntime_pybind11_state).values()

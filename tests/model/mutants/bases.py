@@ -89,12 +89,16 @@ class Mutant:
       base: key of `BASES`.
       alike: whether the file gives what it gave before: then the digest alone has to know.
       unseen: whether nothing but the checkpoint can tell, once the digests are made good again.
+      by: checks of the gate that must find it.
+      usual: whether it is tried in every run; the others are slow tests.
     """
 
     change: Callable[[ModelProto, Context], None]
     base: str
     alike: bool = False
     unseen: bool = False
+    by: frozenset[str] = frozenset()
+    usual: bool = True
 
     @property
     def name(self) -> str:
@@ -108,11 +112,19 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def mutant(*bases: str, alike: bool = False, unseen: bool = False):
-    """Registers a mutator for each of the files that it is tried on."""
+def mutant(*bases: str, alike: bool = False, unseen: bool = False, by: tuple[str, ...] = (), seldom: bool = False):
+    """Registers a mutator for each of the files that it is tried on.
+
+    Args:
+      alike, unseen, by: as in `Mutant`.
+      seldom: whether none of its files is usual, for it is much like another mutator; otherwise one is, and it goes
+        round.
+    """
 
     def register(change):
-        MUTANTS.extend(Mutant(change, base, alike, unseen) for base in bases)
+        before = {m.name for m in MUTANTS} - {change.__name__}
+        usual = None if seldom else bases[len(before) % len(bases)]
+        MUTANTS.extend(Mutant(change, base, alike, unseen, frozenset(by), base == usual) for base in bases)
         return change
 
     return register

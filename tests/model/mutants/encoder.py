@@ -43,7 +43,7 @@ def the_reducer_s_relu_dropped(proto, context):
     rewrite(relu, "Identity", relu.input[0])
 
 
-@mutant("v2", "v1.1-aws")
+@mutant("v2", "v1.1-aws", seldom=True)
 def the_reducer_s_norm_dropped(proto, context):
     """A reducer rebuilt as two linear layers and a ReLU."""
     norm = nodes(proto, "LayerNormalization", "dim_reducer.1.weight")[0]
@@ -76,7 +76,7 @@ def layer_norm_epsilon_of_1e_3(proto, context):
     norm_epsilon(proto, 1e-3)
 
 
-@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8", by=("inner constants",))
 def layer_norm_epsilon_of_1e_6(proto, context):
     """The epsilon of vision transformers: invisible in outputs unless a layer's variance is small."""
     norm_epsilon(proto, 1e-6)
@@ -88,7 +88,7 @@ def qk_norm_epsilon_of_1e_5(proto, context):
     put(proto, "qk_norm_epsilon", np.float32(1e-5))
 
 
-@mutant("v2 with QK-norm")
+@mutant("v2 with QK-norm", by=("inner constants",))
 def qk_norm_epsilon_of_1e_6(proto, context):
     """Another library's default for RMSNorm."""
     put(proto, "qk_norm_epsilon", np.float32(1e-6))
@@ -106,20 +106,20 @@ def maker_is(proto, name, op):
     return any(name in n.output and n.op_type == op for n in proto.graph.node)
 
 
-@mutant("v2 with QK-norm")
+@mutant("v2 with QK-norm", seldom=True)
 def qk_norm_of_length_one(proto, context):
     """Queries and keys scaled to length 1, not to a mean square of 1."""
     for node in nodes(proto, "ReduceMean"):
         node.op_type = "ReduceSum"
 
 
-@mutant("v1.0-early", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.0-early", "v2 with QK-norm", "v2 fp16", "v2 int8")
 def scores_scaled_by_the_whole_width(proto, context):
     """Attention divided by the root of the width, not of a head's."""
     edit(proto, "head_scale", lambda a: np.full_like(a, context.sizes.width**-0.5))
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", seldom=True)
 def scores_scaled_twice(proto, context):
     """A fused attention operator that scales what was scaled already."""
     edit(proto, "head_scale", np.square)
@@ -132,7 +132,7 @@ def softmax_over_the_queries(proto, context):
         attributed(node, axis=-2)
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2 with QK-norm", "v1.1-mpc")
 def pool_softmax_over_the_pixels(proto, context):
     """The pool normalised over the batch instead of over time."""
     for node in softmaxes(proto, context.sizes)[1]:
@@ -164,14 +164,14 @@ def pixels_mixed_in_attention(proto, context):
         feed(proto, node, 0, "Gather", constant(proto, [1, 0], np.int64))
 
 
-@mutant("v1.0-early", "v1.1-mpc", "v2")
+@mutant("v1.0-early", "v1.1-mpc", "v2", "v2 with QK-norm")
 def a_mean_in_place_of_the_pool(proto, context):
     """The reference's own fallback: where its pool raises, it prints a line and takes the mean."""
     for node in softmaxes(proto, context.sizes)[1]:
         feed(proto, node, 0, "Mul", constant(proto, 0))
 
 
-@mutant("v2", "v1.1-aws", "v2 int8")
+@mutant("v2", "v1.1-aws", "v2 int8", seldom=True)
 def sensors_in_the_other_order(proto, context):
     """Radar before optical in front of the reducer."""
     both = maker(proto, gemm(proto, "dim_reducer.0").input[0])

@@ -10,7 +10,7 @@ from mutants.bases import mutant
 from mutants.tools import add, attributed, constant, dims_of, edit, gemm, maker, nodes, put, rewrite, softmaxes, tensor
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("signature",))
 def time_frozen_in_the_signature(proto, context):
     """What an exporter did when a dynamic axis was asked of it: the file says 24."""
     for value in proto.graph.input:
@@ -33,19 +33,19 @@ def shapes_baked(proto, sizes, lead):
             node.input[0] = constant(proto, lead, np.int64)
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("runs",))
 def time_frozen_at_40(proto, context):
     """A traced reshape: the signature says dynamic, the numbers inside say 40."""
     shapes_baked(proto, context.sizes, [-1, 40])
 
 
-@mutant("v2", "v1.0-early")
+@mutant("v2", "v1.0-early", by=("runs",))
 def pixels_frozen_at_64(proto, context):
     """A reshape traced with a batch of 64."""
     shapes_baked(proto, context.sizes, [64, -1])
 
 
-@mutant("v2")
+@mutant("v2", by=("signature",))
 def time_axes_with_one_name(proto, context):
     """Both sensors' time under one name: a runtime may hold them to one length."""
     for value in proto.graph.input:
@@ -61,7 +61,7 @@ def days_as_int64(proto, context):
             value.type.tensor_type.elem_type = TensorProto.INT64
 
 
-@mutant("v2")
+@mutant("v2", by=("signature",))
 def an_input_more(proto, context):
     """An attention mask that nobody reads."""
     proto.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.BOOL, ["pixel", "t2"]))
@@ -95,19 +95,19 @@ def an_inner_shape_frozen(proto, context):
     )
 
 
-@mutant("v2")
+@mutant("v2", by=("versions",))
 def a_newer_opset(proto, context):
     """An exporter's newest operators, which older runtimes refuse."""
     proto.opset_import[0].version = 23
 
 
-@mutant("v2")
+@mutant("v2", by=("versions",))
 def a_newer_ir(proto, context):
     """The file format that onnx writes unless it is told otherwise."""
     proto.ir_version = 12
 
 
-@mutant("v2", "v2 fp16")
+@mutant("v2", "v2 fp16", by=("versions",))
 def an_operator_of_one_runtime(proto, context):
     """A fused operator left by an optimiser: the same numbers, in one runtime alone."""
     node = softmaxes(proto, context.sizes)[1][0]
@@ -116,7 +116,7 @@ def an_operator_of_one_runtime(proto, context):
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-@mutant("v2")
+@mutant("v2", by=("versions",), seldom=True)
 def a_foreign_domain_announced(proto, context):
     """A domain imported and not used."""
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -142,7 +142,7 @@ def weights_in_another_file(proto, context):
     held.external_data.add(key="location", value="weights.bin")
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("operators",))
 def a_branch(proto, context):
     """Control flow that a tracer left in: both ways the same, and no GPU graph can hold it."""
     info = [helper.make_tensor_value_info("way", TensorProto.FLOAT, None)]
@@ -157,32 +157,32 @@ def a_branch(proto, context):
     add(proto, "If", yes, out=NATIVE, then_branch=way("then"), else_branch=way("else"))
 
 
-@mutant("v2")
+@mutant("v2", by=("onnx checker",))
 def an_initialiser_twice(proto, context):
     """Two tensors of one name: which one counts is the runtime's choice."""
     again = proto.graph.initializer.add()
     again.CopyFrom(numpy_helper.from_array(tensor(proto, "dim_reducer.4.bias") + 1, "dim_reducer.4.bias"))
 
 
-@mutant("v2", alike=True)
+@mutant("v2", alike=True, by=("nodes",))
 def an_unused_initialiser(proto, context):
     """The projector's weights left in the file: ballast that nobody reads."""
     put(proto, "projector.0.weight", np.ones((4, 4), np.float32))
 
 
-@mutant("v2", alike=True)
+@mutant("v2", alike=True, seldom=True)
 def an_unused_node(proto, context):
     """A node whose result goes nowhere."""
     add(proto, "Abs", "embedding")
 
 
-@mutant("v2", "v1.1-mpc", alike=True)
+@mutant("v2", "v1.1-mpc", alike=True, by=("nodes",))
 def a_node_renamed(proto, context):
     """A viewer that gives nodes names of its own and saves."""
     proto.graph.node[3].name = "Concat_3"
 
 
-@mutant("v2", alike=True)
+@mutant("v2", alike=True, seldom=True)
 def a_note_on_a_node(proto, context):
     """A doc string, with the path of the machine that wrote it."""
     proto.graph.node[5].doc_string = "traced in encoder.py, line 41"
@@ -207,7 +207,7 @@ def integer_weights(proto):
     return [n for n in nodes(proto, "DequantizeLinear") if n.input[0].endswith(".weight")]
 
 
-@mutant("v2 int8", "v1.1-mpc int8")
+@mutant("v2 int8", "v1.1-mpc int8", by=("weights",))
 def eight_bit_weights(proto, context):
     """Weights over all of int8: right with VNNI, saturating in the kernels of CPUs without it."""
     tensors = context.base.tensors()
@@ -223,7 +223,7 @@ def eight_bit_weights(proto, context):
         put(proto, f"{name}.bias", quantise_bias(tensors[f"{name}.bias"], product))
 
 
-@mutant("v2 int8", "v1.1-mpc int8")
+@mutant("v2 int8", "v1.1-mpc int8", by=("operators",))
 def ranges_of_each_batch(proto, context):
     """Dynamic quantisation, the usual way: a pixel's codes depend on its neighbours."""
     for node in nodes(proto, "QuantizeLinear"):
@@ -242,27 +242,27 @@ def zero_points_one_apart(proto, context):
         node.input[2] = other
 
 
-@mutant("v2 int8")
+@mutant("v2 int8", seldom=True)
 def zero_points_of_unsigned_inputs(proto, context):
     """A zero point of 0 for inputs that may be negative: they are cut off."""
     put(proto, "zero_128", np.uint8(0))
 
 
-@mutant("v2 int8")
+@mutant("v2 int8", by=("int8 ranges",))
 def ranges_halved(proto, context):
     """Ranges measured on too few pixels: larger inputs are clipped."""
     for held in [t.name for t in proto.graph.initializer if t.name.endswith(".input_scale")]:
         edit(proto, held, lambda a: a / 2)
 
 
-@mutant("v2 int8")
+@mutant("v2 int8", by=("optimisation levels",))
 def biases_in_other_units(proto, context):
     """Integer biases scaled without the inputs' step."""
     for held in [t.name for t in proto.graph.initializer if t.name.endswith(".bias_scale")]:
         edit(proto, held, lambda a: a * 2)
 
 
-@mutant("v2 int8")
+@mutant("v2 int8", seldom=True)
 def rows_scaled_as_one(proto, context):
     """One scale for all rows of a weight under numbers that were made row by row."""
     for node in integer_weights(proto):

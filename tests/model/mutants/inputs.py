@@ -30,14 +30,14 @@ def swapped(a):
     return a[..., [0, 1, 3, 2, *range(4, a.shape[-1])]]
 
 
-@mutant("v1.0-early", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.0-early", "v2", "v2 fp16", "v2 int8", by=("constants", "tokens"))
 def statistics_of_two_bands_swapped(proto, context):
     """A table of constants typed in the order of the bands' names."""
     for name in ("s2_mean", "s2_std"):
         edit(proto, name, swapped)
 
 
-@mutant("v1.0-early", "v2")
+@mutant("v1.0-early", "v2", seldom=True)
 def statistics_of_two_bands_swapped_in_the_profile_too(proto, context):
     """The same slip in the table that both the graph and the profile are made from."""
     for name in ("s2_mean", "s2_std"):
@@ -50,13 +50,13 @@ def constants_crossed(proto, profile):
         put(proto, name, array)
 
 
-@mutant("v1.1-mpc", "v1.1-aws", "v1.1-mpc GRU", "v1.1-mpc fp16", "v1.1-mpc int8")
+@mutant("v1.1-mpc", "v1.1-aws", "v1.1-mpc GRU", "v1.1-mpc fp16", "v1.1-mpc int8", by=("constants", "tokens"))
 def norm_sets_crossed(proto, context):
     """The other source's statistics beside these weights: no error, plausible numbers."""
     constants_crossed(proto, context.other_profile)
 
 
-@mutant("v1.1-mpc", "v1.1-aws")
+@mutant("v1.1-mpc", "v1.1-aws", seldom=True)
 def norm_sets_crossed_under_the_own_name(proto, context):
     """The other source's statistics in the graph and in a profile that still names this one."""
     constants_crossed(proto, context.other_profile)
@@ -64,7 +64,7 @@ def norm_sets_crossed_under_the_own_name(proto, context):
     amend(proto, "profile", **{k: v for k, v in there.items() if "mean" in k or "std" in k})
 
 
-@mutant("v1.1-mpc", "v1.1-aws")
+@mutant("v1.1-mpc", "v1.1-aws", by=("golden outputs",))
 def imported_under_the_other_source(proto, context):
     """A checkpoint of one source imported as the other's: graph, profile and names agree, the weights do not."""
     constants_crossed(proto, context.other_profile)
@@ -74,14 +74,14 @@ def imported_under_the_other_source(proto, context):
     write(proto, profile=profile.to_json(), origin=json.dumps(origin, sort_keys=True), name=name)
 
 
-@mutant("v1.1-mpc", "v1.1-aws", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.1-mpc", "v1.1-aws", "v2", "v2 fp16", "v2 int8", by=("constants", "tokens"))
 def orbits_crossed(proto, context):
     """Ascending passes standardised by the statistics of descending ones."""
     for name in ("s1_mean", "s1_std"):
         edit(proto, name, lambda a: a[::-1])
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def orbits_crossed_in_the_profile_too(proto, context):
     """The two orbits crossed in the table that both the graph and the profile are made from."""
     orbits_crossed(proto, context)
@@ -93,27 +93,27 @@ def orbits_crossed_in_the_profile_too(proto, context):
 ORBITS = ("ascending", "descending")
 
 
-@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8", by=("tokens",))
 def orbit_ignored(proto, context):
     """A caller's habit from v1.0 baked in: every pass is taken for an ascending one."""
     index = nodes(proto, "Gather", "s1_mean")[0].input[1]
     through(proto, index, "Mul", constant(proto, 0, np.int64))
 
 
-@mutant("v2", "v1.1-aws")
+@mutant("v2", "v1.1-aws", seldom=True)
 def one_set_for_both_orbits(proto, context):
     """The teacher's pooled radar statistics in a student."""
     for name in ("s1_mean", "s1_std"):
         edit(proto, name, lambda a: np.broadcast_to(a.mean(0), a.shape))
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def variances_for_deviations(proto, context):
     """A library that keeps variances where this one wants deviations."""
     edit(proto, "s2_std", np.square)
 
 
-@mutant("v1.0-qat", "v2")
+@mutant("v1.0-qat", "v2", seldom=True)
 def means_rounded_to_integers(proto, context):
     """Constants copied from a page that prints them short."""
     edit(proto, "s2_mean", np.rint)
@@ -130,19 +130,19 @@ def raw(proto, modality):
     return nodes(proto, "Cast", nodes(proto, "Reshape", modality)[0].output[0])[0]
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("tokens", "extremes"))
 def numbers_read_as_int16(proto, context):
     """A stack that keeps reflectance as int16: bright clouds turn negative."""
     feed(proto, raw(proto, "s2"), 0, "Cast", to=TensorProto.INT16)
 
 
-@mutant("v1.0-qat", "v2", "v2 int8")
+@mutant("v1.0-qat", "v2", "v2 int8", by=("tokens",))
 def reflectance_clipped_at_one(proto, context):
     """A guard against reflectance above 1: snow and clouds lose what lies beyond 10,000."""
     through(proto, raw(proto, "s2").output[0], "Clip", "", constant(proto, 10_000))
 
 
-@mutant("v1.1-mpc")
+@mutant("v1.1-mpc", seldom=True)
 def radar_clipped_at_ten_thousand(proto, context):
     """The bound of one sensor's numbers laid on the other's: bright towns look alike."""
     through(proto, raw(proto, "s1").output[0], "Clip", "", constant(proto, 10_000))
@@ -154,7 +154,7 @@ def numbers_in_float16(proto, context):
     rounded(proto, raw(proto, "s2").output[0], TensorProto.FLOAT16)
 
 
-@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.1-mpc", "v2", "v2 fp16", "v2 int8", by=("absent rows",))
 def absent_rows_used(proto, context):
     """The rule for day 0 lost: whatever numbers fill an absent row reach the encoder."""
     for node in nodes(proto, "Where"):
@@ -178,7 +178,7 @@ def absent_rows_masked_in_the_pools(proto, context):
         hide(proto, node, f"{modality}_doy", 1)
 
 
-@mutant("v2", "v2 fp16")
+@mutant("v2", "v2 fp16", seldom=True)
 def absent_rows_masked_in_attention(proto, context):
     """Padding hidden from attention, as every text book has it and no TESSERA encoder does."""
     for node in softmaxes(proto, context.sizes)[0]:
@@ -221,7 +221,7 @@ def day_indices(proto):
     return [n.input[1] for n in nodes(proto, "Gather", "day_table")]
 
 
-@mutant("v1.0-early", "v2", "v2 int8")
+@mutant("v1.0-early", "v2", "v2 int8", by=("day table", "days"))
 def day_table_one_day_late(proto, context):
     """A table that begins at 1 for days that begin at 1."""
     edit(proto, "day_table", lambda a: np.roll(a, 1, 0))
@@ -249,13 +249,13 @@ def sines_and_cosines_swapped(proto, context):
     put(proto, "day_table", woven(*reversed(table(context.sizes.width))))
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def sines_before_cosines(proto, context):
     """All sines, then all cosines, as another well-known library lays them out."""
     put(proto, "day_table", np.concatenate(table(context.sizes.width), 1))
 
 
-@mutant("v1.1-mpc")
+@mutant("v1.1-mpc", seldom=True)
 def days_as_parts_of_a_year(proto, context):
     """The day as an angle of the year, where the weights know the raw day."""
     put(proto, "day_table", woven(*table(context.sizes.width, days=np.arange(367) * 2 * np.pi / 365.25)))
@@ -267,14 +267,14 @@ def day_table_in_float16(proto, context):
     edit(proto, "day_table", lambda a: a.astype(np.float16))
 
 
-@mutant("v1.0-qat", "v2", "v2 int8")
+@mutant("v1.0-qat", "v2", "v2 int8", by=("days",))
 def no_leap_years(proto, context):
     """The last day of a leap year taken for the day before."""
     for index in day_indices(proto):
         through(proto, index, "Min", constant(proto, 365, np.int64))
 
 
-@mutant("v1.1-aws", "v2")
+@mutant("v1.1-aws", "v2", by=("days",))
 def days_kept_in_a_byte(proto, context):
     """Days as uint8: autumn becomes January."""
     for index in day_indices(proto):
@@ -282,7 +282,7 @@ def days_kept_in_a_byte(proto, context):
         feed(proto, node, 0, "Cast", to=TensorProto.UINT8)
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("order of pixels",))
 def one_calendar_for_all_pixels(proto, context):
     """The first pixel's days used for its whole batch, as where a stack has one list of dates."""
     first = [constant(proto, [v], np.int64) for v in (0, 1, 0)]
@@ -290,13 +290,13 @@ def one_calendar_for_all_pixels(proto, context):
     nodes(proto, "Reshape", "s2_doy")[0].input[0] = days
 
 
-@mutant("v2")
+@mutant("v2", by=("day table",))
 def no_day_zero(proto, context):
     """Absent rows without a day's encoding: the reference adds that of day 0, whose cosines are ones."""
     edit(proto, "day_table", lambda a: np.concatenate([np.zeros_like(a[:1]), a[1:]]))
 
 
-@mutant("v1.1-aws", "v2")
+@mutant("v1.1-aws", "v2", by=("day table",))
 def one_day_of_the_table_damaged(proto, context):
     """A row of the table that no test happens to ask for."""
 

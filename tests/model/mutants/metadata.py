@@ -14,7 +14,7 @@ from mutants.tools import amend, constant, edit, records, write
 from mutants.weights import one_weight_one_per_cent_off
 
 
-@mutant("v1.0-early", "v2", "v2 int8")
+@mutant("v1.0-early", "v2", "v2 int8", by=("constants", "profile"))
 def a_mean_in_the_profile(proto, context):
     """A statistic corrected in the profile by hand, the graph left as it is."""
     mean = list(context.base.profile.s2_mean)
@@ -22,7 +22,7 @@ def a_mean_in_the_profile(proto, context):
     amend(proto, "profile", s2_mean=mean)
 
 
-@mutant("v1.1-mpc", "v1.1-aws")
+@mutant("v1.1-mpc", "v1.1-aws", by=("profile",))
 def the_sampler_of_v2(proto, context):
     """The two padding rules confused: v2's on a v1.1 encoder."""
     amend(proto, "profile", sampler="v2")
@@ -34,7 +34,7 @@ def the_sampler_of_v1_1(proto, context):
     amend(proto, "profile", sampler="v1.1", empty_modality="bin-of-absent-rows")
 
 
-@mutant("v1.1-mpc", "v1.1-aws")
+@mutant("v1.1-mpc", "v1.1-aws", by=("profile",))
 def the_other_source_allowed(proto, context):
     """A file made to accept the catalogue at hand."""
     profile = context.other_profile
@@ -66,13 +66,13 @@ def another_resampling_claimed(proto, context):
     amend(proto, "profile", s2_resampling="nearest")
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("profile",))
 def cirrus_masked(proto, context):
     """A stricter mask set by hand: snow and thin cirrus are data to these weights."""
     amend(proto, "profile", scl_invalid=[0, 1, 2, 3, 8, 9, 10, 11])
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def bands_in_another_order(proto, context):
     """Two bands exchanged in the profile: d-pixels would be built in that order."""
     bands = list(context.base.profile.s2_bands)
@@ -80,13 +80,13 @@ def bands_in_another_order(proto, context):
     amend(proto, "profile", s2_bands=bands)
 
 
-@mutant("v1.1-mpc")
+@mutant("v1.1-mpc", seldom=True)
 def a_sampler_without_long_series(proto, context):
     """The largest bins taken out to save memory: 128 observations where the weights saw 256."""
     amend(proto, "profile", sampler_bins=list(range(8, 129, 8)))
 
 
-@mutant("v1.1-aws")
+@mutant("v1.1-aws", seldom=True)
 def radar_scaled_in_the_other_width(proto, context):
     """float64 for OPERA's radar, where the reference has float32: some values move by one."""
     amend(proto, "profile", s1_arithmetic="float64")
@@ -104,7 +104,7 @@ def notes_edited(proto, context):
     amend(proto, "profile", notes="Approved for every source.")
 
 
-@mutant("v1.1-mpc GRU", "v1.1-mpc int8")
+@mutant("v1.1-mpc GRU", "v1.1-mpc int8", by=("variant",))
 def a_gpu_promised(proto, context):
     """`linear_before_reset=0` announced for CUDA, which would hand it back to the CPU without a word."""
     amend(proto, "variant", devices=["cpu", "cuda"])
@@ -161,13 +161,14 @@ def no_qk_norm_in_the_record(proto, context):
     amend(proto, "encoder", qk_norm=False)
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def no_output_norm_in_the_record(proto, context):
     """The record of an encoder without the last norm."""
     amend(proto, "encoder", output_norm=False)
 
 
-@mutant("v2", "v2 fp16", "v2 int8")
+@mutant("v2 fp16", "v2 int8", unseen=True)
+@mutant("v2")
 def another_weights_digest(proto, context):
     """The digest of other weights, and the name that goes with it."""
     held = records(proto)
@@ -175,25 +176,25 @@ def another_weights_digest(proto, context):
     write(proto, weights_sha256=digest, name=held["name"].replace(held["weights_sha256"][:8], digest[:8]))
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("records",))
 def another_name(proto, context):
     """A name that promises other weights: products are told apart by it."""
     write(proto, name="v2-00000000")
 
 
-@mutant("v1.0-early", "v1.1-mpc", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.0-early", "v1.1-mpc", "v2 with QK-norm", "v2", "v2 fp16", "v2 int8", by=("golden outputs",))
 def golden_outputs_of_another_model(proto, context):
     """The proof of another file."""
     write(proto, golden=records(context.other())["golden"])
 
 
-@mutant("v2", "v1.1-mpc", "v2 int8")
+@mutant("v2", "v1.1-mpc", "v2 int8", by=("golden outputs",))
 def no_golden_outputs(proto, context):
     """A proof over no cases at all, with an empty digest that fits."""
     amend(proto, "golden", cases=[], inputs_sha256=parity.digest_of([]), codes="", scales="")
 
 
-@mutant("v2", "v2 fp16")
+@mutant("v2", "v2 fp16", seldom=True)
 def one_golden_case(proto, context):
     """A proof cut down to the case that still holds."""
     golden = json.loads(records(proto)["golden"])
@@ -206,7 +207,7 @@ def one_golden_case(proto, context):
     amend(proto, "golden", cases=golden["cases"][:1], inputs_sha256=inputs, **short)
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def a_golden_code_changed(proto, context):
     """One number of the proof edited."""
     codes = np.frombuffer(base64.b64decode(json.loads(records(proto)["golden"])["codes"]), np.int8).copy()
@@ -214,13 +215,13 @@ def a_golden_code_changed(proto, context):
     amend(proto, "golden", codes=base64.b64encode(codes.tobytes()).decode())
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("records",))
 def no_parity_report(proto, context):
     """An export that was never measured."""
     write(proto, parity="{}")
 
 
-@mutant("v2")
+@mutant("v2", by=("records",))
 def a_parity_report_that_fails(proto, context):
     """An export that was measured, found wrong and shipped."""
     amend(proto, "parity", max_abs_error=0.5, equal_codes_share=0.4, max_code_step=60)

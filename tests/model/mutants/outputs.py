@@ -23,13 +23,13 @@ def output_norm_added(proto, context):
     through(proto, NATIVE, "LayerNormalization", ones, axis=-1, epsilon=1e-5)
 
 
-@mutant("v1.1-mpc", "v2", "v2 fp16")
+@mutant("v1.1-mpc", "v2", "v2 fp16", by=("quantiser",))
 def scale_of_all_native_values(proto, context):
     """The scale made before the vector is cut: codes of the stored part do not use their range."""
     nodes(proto, "Abs", "embedding")[0].input[0] = NATIVE
 
 
-@mutant("v1.1-mpc", "v1.1-mpc int8", "v2")
+@mutant("v1.1-mpc", "v1.1-mpc int8", "v2", by=("whole output",))
 def last_values_in_place_of_the_first(proto, context):
     """The vector cut at the wrong end."""
     native, dims = context.sizes.native_dims, context.base.profile.dims
@@ -44,19 +44,19 @@ def prefix_normalised_again(proto, context):
     through(proto, "embedding", "LayerNormalization", ones, axis=-1, epsilon=1e-5)
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", seldom=True)
 def vectors_of_length_one(proto, context):
     """Embeddings brought to unit length, as other products have them."""
     through(proto, "embedding", "LpNormalization", axis=-1, p=2)
 
 
-@mutant("v1.0-qat", "v2", "v2 fp16", "v2 int8")
+@mutant("v1.0-qat", "v2", "v2 fp16", "v2 int8", by=("constants",))
 def codes_down_to_minus_128(proto, context):
     """The v1 reference's clip: -128 means 'no data' here."""
     put(proto, "code_min", np.float32(-128))
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("quantiser",))
 def codes_up_to_126(proto, context):
     """A bound typed one too low: every pixel's largest value is cut."""
     nodes(proto, "Clip")[0].input[2] = constant(proto, 126)
@@ -73,27 +73,27 @@ def scale_by_128(proto, context):
     scaling(proto).input[1] = constant(proto, 128)
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def scale_by_126(proto, context):
     """The bound of the codes edited in the graph, the divisor with it."""
     put(proto, "code_max", np.float32(126))
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("quantiser edges",))
 def rounding_half_up(proto, context):
     """floor(x + 0.5) in place of half to even: only ties tell them apart."""
     node = nodes(proto, "Round")[0]
     rewrite(node, "Floor", add(proto, "Add", node.input[0], constant(proto, 0.5)))
 
 
-@mutant("v1.0-early", "v2", "v2 int8")
+@mutant("v1.0-early", "v2", "v2 int8", by=("quantiser",))
 def rounding_by_truncation(proto, context):
     """A cast in place of rounding: every code is pulled towards zero."""
     node = nodes(proto, "Round")[0]
     rewrite(node, "Cast", add(proto, "Cast", node.input[0], to=TensorProto.INT32), to=TensorProto.FLOAT)
 
 
-@mutant("v1.1-aws", "v2 fp16")
+@mutant("v1.1-aws", "v2 fp16", seldom=True)
 def rounding_down(proto, context):
     """Floor in place of rounding."""
     nodes(proto, "Round")[0].op_type = "Floor"
@@ -105,14 +105,14 @@ def another_scale_floor(proto, context):
     put(proto, "scale_floor", np.float32(1e-4))
 
 
-@mutant("v1.1-mpc", "v2")
+@mutant("v1.1-mpc", "v2", by=("quantiser edges",))
 def scale_floor_dropped(proto, context):
     """A vector of zeros divided by zero."""
     node = nodes(proto, "Max", "scale_floor")[0]
     rewrite(node, "Identity", node.input[0])
 
 
-@mutant("v2")
+@mutant("v2", by=("quantiser edges",))
 def floor_of_the_scale_for_that_of_the_largest(proto, context):
     """The rule of v1.1 in v2: the floor on the scale, not on the largest value."""
     node = nodes(proto, "Max", "scale_floor")[0]
@@ -121,14 +121,14 @@ def floor_of_the_scale_for_that_of_the_largest(proto, context):
     through(proto, "scale", "Max", "scale_floor")
 
 
-@mutant("v1.1-mpc", "v2", "v2 int8")
+@mutant("v1.1-mpc", "v2", "v2 int8", by=("quantiser",))
 def scale_in_float16(proto, context):
     """Scales stored in half precision while the codes were made by the exact ones."""
     reroute(proto, "scale", add(proto, "Identity", "scale_before_before"))
     rounded(proto, "scale", TensorProto.FLOAT16)
 
 
-@mutant("v2")
+@mutant("v2", seldom=True)
 def embedding_in_float16(proto, context):
     """The vector rounded on its way out, the codes not."""
     reroute(proto, "embedding", add(proto, "Identity", "embedding_before_before"))
@@ -142,7 +142,7 @@ def quantiser_in_float16(proto, context):
     rounded(proto, divided, TensorProto.FLOAT16)
 
 
-@mutant("v1.1-mpc fp16", "v2 fp16")
+@mutant("v1.1-mpc fp16", "v2 fp16", by=("element types",))
 def layer_norms_in_float16(proto, context):
     """A converter that leaves no norm in float32: sums of squares overflow with trained weights."""
     for node in nodes(proto, "LayerNormalization"):
@@ -151,7 +151,7 @@ def layer_norms_in_float16(proto, context):
         through(proto, node.output[0], "Cast", to=TensorProto.FLOAT)
 
 
-@mutant("v2 fp16")
+@mutant("v2 fp16", by=("element types",))
 def softmax_in_float16(proto, context):
     """A converter that leaves no softmax in float32."""
     for node in nodes(proto, "Softmax"):
@@ -159,7 +159,7 @@ def softmax_in_float16(proto, context):
         through(proto, node.output[0], "Cast", to=TensorProto.FLOAT)
 
 
-@mutant("v2 fp16")
+@mutant("v2 fp16", by=("float16 range",))
 def an_overflow_in_float16(proto, context):
     """Trained weights whose inner activations pass 65,504, made half precision unmeasured."""
     layer = layer_name("s2", 0)
@@ -168,7 +168,7 @@ def an_overflow_in_float16(proto, context):
     edit(proto, f"{layer}.linear2.weight", lambda a: a * 2.0**-15)
 
 
-@mutant("v2", "v1.1-mpc")
+@mutant("v2", "v1.1-mpc", by=("other neighbours", "one pixel at a time"))
 def one_scale_for_the_batch(proto, context):
     """The scale of training's fake quantiser: one for the whole batch."""
     largest = nodes(proto, "ReduceMax")[-1].output[0]
@@ -176,7 +176,7 @@ def one_scale_for_the_batch(proto, context):
     through(proto, largest, "Max", one)
 
 
-@mutant("v2", "v1.1-mpc", "v2 int8")
+@mutant("v2", "v1.1-mpc", "v2 int8", by=("other neighbours", "one pixel at a time"))
 def the_batch_s_mean_taken_off(proto, context):
     """A batch norm that still looks at its batch."""
     mean = add(proto, "ReduceMean", f"{NATIVE}_before", constant(proto, [0], np.int64), keepdims=1)
@@ -191,13 +191,13 @@ def a_trace_of_the_first_pixel(proto, context):
     through(proto, NATIVE, "Add", add(proto, "Mul", trace, constant(proto, 1e-3)))
 
 
-@mutant("v2", "v2 int8")
+@mutant("v2", "v2 int8", by=("operators",))
 def dropout_left_on(proto, context):
     """An encoder exported in training mode."""
     through(proto, NATIVE, "Dropout", constant(proto, 0.2), constant(proto, True, np.bool_), seed=1)
 
 
-@mutant("v2", "v1.0-qat")
+@mutant("v2", "v1.0-qat", by=("same bytes twice",))
 def noise_below_every_limit(proto, context):
     """An operator that draws: two runs of one file are no longer the same bytes."""
     noise = add(proto, "RandomNormalLike", f"{NATIVE}_before", scale=1e-7)

@@ -8,14 +8,14 @@ from mutants.bases import mutant
 from mutants.tools import add, attributed, constant, edit, maker, nodes, pooled, rewrite, states, steps
 
 
-@mutant("v1.1-mpc GRU")
+@mutant("v1.1-mpc GRU", by=("golden outputs", "parity with NumPy", "operators"))
 def reset_after_the_product_in_the_operator(proto, context):
     """`linear_before_reset=1`, the only form that a GPU has: fast and wrong."""
     for node in nodes(proto, "GRU"):
         attributed(node, linear_before_reset=1)
 
 
-@mutant("v1.0-qat", "v1.1-mpc", "v1.1-mpc fp16")
+@mutant("v1.0-qat", "v1.1-mpc", "v1.1-mpc fp16", by=("golden outputs", "parity with NumPy"))
 def reset_after_the_product(proto, context):
     """nn.GRU in place of TESSERA's own cell, as one global archive was computed."""
     for sensor, body in steps(proto):
@@ -34,7 +34,7 @@ def reset_before_the_product(proto, context):
         attributed(node, linear_before_reset=0)
 
 
-@mutant("v1.0-qat", "v1.1-mpc", "v1.1-aws")
+@mutant("v1.0-qat", "v1.1-mpc", "v1.1-aws", by=("golden outputs", "parity with NumPy"))
 def update_gate_inverted(proto, context):
     """z keeps the old state, as in nn.GRU, where TESSERA's z takes the new one."""
     for sensor, body in steps(proto):
@@ -42,7 +42,7 @@ def update_gate_inverted(proto, context):
         kept.input[0], new.input[0] = new.input[0], kept.input[0]
 
 
-@mutant("v1.1-mpc GRU", "v1.1-mpc int8")
+@mutant("v1.1-mpc GRU", "v1.1-mpc int8", by=("golden outputs", "parity with NumPy"))
 def update_gate_not_negated(proto, context):
     """ONNX's z keeps the old state: the weights of TESSERA's z must be negated, and were not."""
     for node in nodes(proto, "Neg"):
@@ -57,21 +57,21 @@ def gates_in_torch_s_order(proto, context):
             node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
-@mutant("v1.0-early", "v1.1-mpc GRU", "v1.1-mpc int8")
+@mutant("v1.0-early", "v1.1-mpc GRU", "v1.1-mpc int8", by=("golden outputs",))
 def recurrence_backwards_in_the_operator(proto, context):
     """The series read from its end."""
     for node in nodes(proto, "GRU"):
         attributed(node, direction="reverse")
 
 
-@mutant("v1.0-qat", "v1.1-mpc", "v1.1-mpc fp16")
+@mutant("v1.0-qat", "v1.1-mpc", "v1.1-mpc fp16", by=("order of observations", "golden outputs"))
 def recurrence_backwards(proto, context):
     """The series read from its end, its states in the order of time."""
     for node in nodes(proto, "Scan"):
         attributed(node, scan_input_directions=[1, 1, 1], scan_output_directions=[1])
 
 
-@mutant("v1.1-mpc")
+@mutant("v1.1-mpc", seldom=True)
 def states_written_backwards(proto, context):
     """States in the order of time reversed: each token gets the weight of another."""
     for node in nodes(proto, "Scan"):
@@ -96,14 +96,14 @@ def first_state_of_ones_in_the_operator(proto, context):
         node.input.extend(["", add(proto, "Expand", constant(proto, 1.0), shape)])
 
 
-@mutant("v1.0-early", "v1.1-mpc GRU")
+@mutant("v1.0-early", "v1.1-mpc GRU", seldom=True)
 def hard_sigmoids_in_the_operator(proto, context):
     """The gates of a mobile runtime."""
     for node in nodes(proto, "GRU"):
         attributed(node, activations=["HardSigmoid", "Tanh"])
 
 
-@mutant("v1.0-qat")
+@mutant("v1.0-qat", seldom=True)
 def hard_sigmoids(proto, context):
     """The gates of a mobile runtime, written out."""
     for _, body in steps(proto):
@@ -112,7 +112,7 @@ def hard_sigmoids(proto, context):
                 node.op_type = "HardSigmoid"
 
 
-@mutant("v1.0-early")
+@mutant("v1.0-early", seldom=True)
 def gates_clipped(proto, context):
     """A clip on the cell's sums, which some training code has and this has not."""
     for node in nodes(proto, "GRU"):
@@ -142,7 +142,7 @@ def the_pool_s_norm_dropped(proto, context):
         rewrite(norm, "Identity", norm.input[0])
 
 
-@mutant("v1.1-mpc fp16")
+@mutant("v1.1-mpc fp16", by=("element types",))
 def recurrence_in_float16(proto, context):
     """A converter that makes the recurrence half precision as well: what a step rounds away, the next ones carry on."""
     for sensor, body in steps(proto):
