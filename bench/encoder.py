@@ -134,8 +134,10 @@ def peers(encoder: Encoder, cases: list[parity.Inputs]) -> dict[str, float | str
             found["compile"] = best_rate(on_tensors(compiled(encoder)), cases)
     except Exception as e:  # no compiler on the machine, for one; its own words say which
         found["compile"] = f"not measured: {str(e).strip().splitlines()[0][:80]}"
-    found["dynamo"] = "not measured: onnxscript is not installed"
-    if importlib.util.find_spec("onnxscript") and encoder.sizes.pooling == ATTENTION:
+    found["dynamo"] = "not measured: only attention encoders are exported that way"
+    if encoder.sizes.pooling == ATTENTION and not importlib.util.find_spec("onnxscript"):
+        found["dynamo"] = "not measured: onnxscript is not installed"
+    elif encoder.sizes.pooling == ATTENTION:
         with tempfile.TemporaryDirectory() as folder:
             peer = parity.Session(dynamo(encoder, parity.inputs_of(4, 3, 5), Path(folder)).read_bytes())
             found["dynamo"] = best_rate(peer.run, cases)

@@ -143,11 +143,6 @@ def load_checkpoint(path: str | Path, family: str | None = None, heads: int | No
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from None
 
 
-def load_v2(path: str | Path) -> Checkpoint:
-    """`load_checkpoint` of a v2 student."""
-    return load_checkpoint(path, "v2")
-
-
 def _family(wanted: str | None, record: Record | None, payload: _Payload, tensors: Tensors) -> str:
     if record:
         own = family_of(record.profile.family)[0]

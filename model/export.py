@@ -31,27 +31,30 @@ def export(
     precision: str = "fp32",
     target: str = "any",
 ) -> ModelFile:
-    """Writes the model file; the same arguments give the same bytes.
+    """Writes the model file; the same arguments give the same bytes on the same kind of CPU.
+
+    On another kind PyTorch's last bits differ, and with them the parity report and the golden record, hence the file's
+    sha256; name, weights and graph digest of fp32 and fp16 files do not. Ship one file, do not export per machine.
 
     Args:
-      stem: what the model is called; its name becomes `<stem>-<first 8 digits of the weights' sha256>`, with the
-        number of stored values and the precision behind it where these are not the family's own.
+      stem: what the model is called; `modelfile.name_of` makes its name of it.
       origin: import or training record, JSON values.
       out: path of the file, replaced at once when it is complete.
       precision, target: of `variant.PRECISIONS` and `variant.TARGETS`.
 
     Raises:
-      BadInput: tensors and profile do not fit each other, an unknown precision or target, or `out` lies in no folder.
+      BadInput: tensors and profile do not fit each other, an unknown precision or target, a stem that cannot stand in
+        paths, or `out` cannot be written.
       NotProven: ONNX Runtime's numbers are not PyTorch's; nothing is written.
     """
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise BadInput(f"no folder {out.parent} to write {out.name} into")
+    out = check_out(out)
     if profile.native_dims != checkpoint.sizes.native_dims:
         raise BadInput(
             f"profile {profile.name} has {profile.native_dims} dimensions, the weights {checkpoint.sizes.native_dims}"
         )
     variant = variant_of(checkpoint.sizes, precision, target)
+    digest = weights_sha256(checkpoint.tensors)
+    name = modelfile.name_of(stem, digest, checkpoint.sizes, profile, variant, origin)
     model = model_of(checkpoint.tensors, checkpoint.sizes, profile, variant)
     encoder = encoder_of(checkpoint.tensors, checkpoint.sizes, profile)
     measured = _parity(model, encoder)
@@ -61,10 +64,9 @@ def export(
             f"{measured.equal_codes_share:.2%} of the codes equal, at most {measured.max_code_step} off, least cosine "
             f"{measured.cosine:.6f}; {precision} must keep {LIMITS[precision]}"
         )
-    digest = weights_sha256(checkpoint.tensors)
     records = {
         "tessera_beam": _json({"format": modelfile.FORMAT, "version": modelfile.VERSION}),
-        "name": f"{stem}-{digest[:8]}{_cut_suffix(profile)}{variant.suffix}",
+        "name": name,
         "profile": profile.to_json(),
         "encoder": _json(dataclasses.asdict(checkpoint.sizes)),
         "variant": _json(dataclasses.asdict(variant)),
@@ -79,14 +81,23 @@ def export(
     if model.ByteSize() > FILE_BYTES:
         raise BadInput(f"{out.name} would have {model.ByteSize():,} bytes: an ONNX file holds at most {FILE_BYTES:,}")
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(model.SerializeToString(deterministic=True))
-    partial.replace(out)
+    try:
+        partial.write_bytes(model.SerializeToString(deterministic=True))
+        partial.replace(out)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise BadInput(f"{out} cannot be written: {e.strerror or e}") from None
     return open_model(out)
 
 
-def _cut_suffix(profile: Profile) -> str:
-    """A prefix's codes are not a prefix of the codes: another product, so another name."""
-    return f"-{profile.dims}d" if profile.family == "v2" and profile.dims < profile.native_dims else ""
+def check_out(out: str | Path) -> Path:
+    """Where a model file is to be written. Raises BadInput where none can be, so that no work is done before."""
+    out = Path(out)
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder: give the model file's own name, e.g. {out / 'm.onnx'}")
+    if not out.parent.is_dir():
+        raise BadInput(f"no folder {out.parent} to write {out.name} into: make it first")
+    return out
 
 
 def model_of(tensors: Tensors, sizes: EncoderSizes, profile: Profile, variant: Variant) -> ModelProto:
@@ -115,7 +126,8 @@ def measured_ranges(model: ModelProto, layer_inputs: dict[str, str]) -> dict[str
     """The largest |input| of each layer over the calibration inputs; the model is left as it is.
 
     Fixed ranges, not ones found in each batch: a pixel's codes must not depend on its neighbours. Behind a LayerNorm
-    they hang on the weights far more than on the pixel, so made-up pixels will do; what lies beyond is clipped.
+    they hang on the weights more than on the pixel, but not alone: the made-up pixels reach as far as imagery does
+    (`parity.rare_inputs`), and a gate holds the file to others of the kind. What lies beyond is clipped.
     """
     probe = ModelProto()
     probe.CopyFrom(model)

@@ -103,6 +103,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         **_V1_1_AWS_NORMS,
         "s2_sources": (ES_L2A,),
         "s1_sources": (OPERA_RTC,),
+        "s1_order": "catalogue-order",
         "s1_resampling": "bilinear",
         "s1_arithmetic": "float32",
     },

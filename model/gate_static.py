@@ -18,13 +18,13 @@ from model.gate_tokens import day_rows
 from model.graph_ops import WEIGHT_MAX
 from model.layouts import LAYOUTS, MLP
 from model.limits import DAY_STEPS, FILE_BYTES, LIMITS, allowed_codes
-from model.modelfile import IR_VERSION, OPSET, RECORDS, VERSION, ModelFile, edit_faults, signature_faults
+from model.modelfile import IR_VERSION, OPSET, RECORDS, VERSION, ModelFile, edit_faults, name_of, signature_faults
 from model.stored import DAMAGED, Array
 from model.variant import TARGETS, Variant, variant_of
 from model.weights import Tensors, check_tensors, weights_sha256
 
 ORIGINS = ("import", "training", "untrained")  # kinds of origin records: `pipeline.model`, `pipeline.demo.untrained`
-STEM, DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*"), re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NEEDED_TO_RUN = ("onnx checker", "operators", "signature", "weights")  # without these nothing of the file is run
 
 
@@ -133,14 +133,14 @@ def records(proto: ModelProto, model: ModelFile) -> Check:
 def _name_faults(model: ModelFile) -> list[str]:
     """The name stands in paths: what it is made of, and that it tells weights, cut and precision."""
     profile, digest = model.profile, model.weights_sha256
-    cut = profile.family == "v2" and profile.dims < profile.native_dims
-    suffix = f"-{digest[:8]}{f'-{profile.dims}d' if cut else ''}{model.variant.suffix}"
-    stem = model.name.removesuffix(suffix)
     faults = [] if DIGEST.fullmatch(digest) else [f"weights_sha256 {digest!r}, which is no sha256"]
-    if stem == model.name or not STEM.fullmatch(stem):
-        faults.append(f"name {model.name!r}, must be letters and digits and end in {suffix}")
-    elif model.origin.get("kind") == "import" and stem != profile.name:
-        faults.append(f"name {model.name!r} of an import under {profile.name}")
+    stem = profile.name if model.origin.get("kind") == "import" else model.name.partition(f"-{digest[:8]}")[0]
+    try:
+        meant = name_of(stem, digest, model.encoder, profile, model.variant, model.origin)
+    except BadInput as e:
+        return [*faults, str(e)]
+    if model.name != meant:
+        faults.append(f"name {model.name!r}, must be {meant!r}")
     return faults
 
 

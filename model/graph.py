@@ -130,7 +130,8 @@ def _backbone(g: Builder, modality: str, sizes: EncoderSizes, variant: Variant) 
     for i in range(sizes.layers):
         layer = layer_name(modality, i)
         # In int8 this layer costs more codes than any other: heads of very unlike reach share one input range.
-        mixed = g.wide(g.dense(_attention(g, x, layer, apart, sizes), f"{layer}.out_proj", exact=True))
+        mixed = _attention(g, x, layer, apart, sizes, bounded=i > 0)
+        mixed = g.wide(g.dense(mixed, f"{layer}.out_proj", exact=True))
         x = g.layer_norm(g.op("Add", x, mixed), f"{layer}.norm1")
         wide = g.dense(x, f"{layer}.linear1", relu=True)
         x = g.op("Add", x, g.wide(g.dense(wide, f"{layer}.linear2", positive=True)))
@@ -158,9 +159,15 @@ def _scores(g: Builder, x: str, rows: str, size: str, modality: str, sizes: Enco
     return g.op("Unsqueeze", score, g.ints(1))
 
 
-def _attention(g: Builder, x: str, layer: str, apart: str, sizes: EncoderSizes) -> str:
-    """Every head's mixture of the values of its pixel's rows: (N * T, d), in the products' own precision."""
-    q, k, v = (g.op("Reshape", g.dense(x, f"{layer}.{p}_proj"), apart) for p in "qkv")  # (N, T, H, d/H)
+def _attention(g: Builder, x: str, layer: str, apart: str, sizes: EncoderSizes, bounded: bool) -> str:
+    """Every head's mixture of the values of its pixel's rows: (N * T, d), in the products' own precision.
+
+    Args:
+      bounded: whether `x` comes out of a LayerNorm. What the first layer is given grows with the reflectance: no
+        range holds both a forest and a saturated row, so there q, k and v are not done in int8.
+    """
+    tokens = (g.dense(x, f"{layer}.{p}_proj", exact=not bounded) for p in "qkv")
+    q, k, v = (g.op("Reshape", y, apart) for y in tokens)  # (N, T, H, d/H)
     if sizes.qk_norm:
         q, k = (g.narrow(_rms_norm(g, g.wide(y), f"{layer}.{p}_norm.weight")) for y, p in ((q, "q"), (k, "k")))
     half = g.precision == "fp16"

@@ -14,18 +14,27 @@ Array = npt.NDArray[Any]
 # Integer products on CPUs without VNNI add two of uint8 * int8 in 16 bits, saturating: 2 * 255 * 64 = 32,640 still
 # fits, so 7-bit weights give the same sums on every machine (onnxruntime's docs, "reduce_range").
 WEIGHT_MAX = 64
+BIAS_MAX = 2**24  # float32, in which kernels hand the bias on, is exact up to here
+LEAST_PRODUCT = 1e-30  # scale * step of a row that gives nothing; some kernels flush numbers under 1e-38 to zero
 INPUT_MAX, INPUT_ZERO = 127, 128  # of a quantised input that may be negative: uint8 around 128
 POSITIVE_MAX = 255  # of one that is never negative
 
 
-def quantise_weight(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Int8 weights and float32 scales, one per output row; a row of zeros has scale 1.
+def quantise_weight(
+    weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], step: np.float32
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Int8 weights and float32 scales, one per output row.
+
+    A row's largest weight becomes 64, unless the row is so small beside its bias that the bias would leave
+    `BIAS_MAX` steps of scale * step; then the scale is that of the bias. A row of nothing has scale 1.
 
     Args:
-      weight: float32 (rows, columns).
+      weight: float32 (rows, columns). bias: float32 (rows,). step: of the quantised input.
     """
-    largest = np.abs(weight).max(1)
-    scale = np.where(largest > 0, largest / np.float32(WEIGHT_MAX), 1).astype(np.float32)
+    of_weight = np.abs(weight).max(1).astype(np.float64) / WEIGHT_MAX
+    of_bias = np.abs(bias).astype(np.float64) / (float(step) * BIAS_MAX)
+    scale = np.maximum(of_weight, of_bias)
+    scale = np.where(scale * float(step) < LEAST_PRODUCT, 1, scale).astype(np.float32)
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
 
 
@@ -116,7 +125,7 @@ class Builder:
         """QuantizeLinear and DequantizeLinear around a Gemm, the form that runtimes turn into one integer kernel."""
         reach = self._ranges[name]
         step = np.float32(max(reach, 1e-6) / (POSITIVE_MAX if positive else INPUT_MAX))
-        weight, scale = quantise_weight(self._tensors[f"{name}.weight"])
+        weight, scale = quantise_weight(self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"], step)
         product = (step * scale).astype(np.float32)
         zeros = self.keep(f"zeros_int8_{len(scale)}", np.zeros(len(scale), np.int8))
         none = self.keep(f"zeros_int32_{len(scale)}", np.zeros(len(scale), np.int32))

@@ -217,7 +217,9 @@ def unnamed(tensors: Tensors, kind: str | None, settings: Settings) -> BadInput:
     """The refusal of a file that does not say its family, with the families that it may be of."""
     families = fitting(tensors, kind, settings)
     cure = (
-        f"give --family {' or --family '.join(families)}" if families else f"it has {', '.join(form_of(tensors).words)}"
+        f"use `tessera-beam model import` with --family {' or --family '.join(families)}"
+        if families
+        else f"it has {', '.join(form_of(tensors).words)}"
     )
     return BadInput(f"nothing in the file names its family; {_likely(tensors, kind, settings)}: {cure}")
 

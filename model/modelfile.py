@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, load_model_from_string, numpy_helper
 
 from model.errors import BadInput
+from model.families import HEADS, family_of, profile_for
 from model.profile import Profile, profile_from_json
-from model.variant import Variant, variant_from_json
-from model.weights import EncoderSizes
+from model.variant import GRU, Variant, variant_from_json
+from model.weights import CUSTOM_GRU, EncoderSizes
 
 FORMAT = "tessera-beam/model"
 VERSION = 2  # raised when inputs, outputs or metadata change their meaning; newer files are refused by number
@@ -47,6 +49,7 @@ RECORDS = (
     "name",
 )
 SINCE_2 = {"variant": "{}", "records_digest": ""}  # records that version 1 had not, with what they meant then
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names stand in paths, ids of items and addresses
 HOW_TO_MAKE_ONE = "make one with `tessera-beam model import CKPT --family F --out M.onnx`"
 
 
@@ -91,6 +94,32 @@ class ModelFile:
         return self.profile.dims
 
 
+def name_of(
+    stem: str, weights_sha256: str, sizes: EncoderSizes, profile: Profile, variant: Variant, origin: Mapping[str, Any]
+) -> str:
+    """What a model file is called: whatever makes other codes of the same weights makes another name.
+
+    `<stem>-<8 digits of the weights>`; then, where it is not the family's own, `-<n>d` for stored values and `-<n>h`
+    for heads that `--heads` gave; `-cpu` for the own GRU as an ONNX GRU where a Scan is usual; `-fp16`, `-int8`.
+    A `+` of a profile's name becomes `-`.
+
+    Raises:
+      BadInput: a stem that cannot stand in paths.
+    """
+    stem = stem.replace("+", "-")
+    if not NAME.fullmatch(stem):
+        raise BadInput(f"model name {stem!r}: use letters, digits, '.', '_', '+' and '-' alone, for it stands in paths")
+    family = family_of(profile.family)[0]
+    parts = [stem, weights_sha256[:8]]
+    if profile.dims != profile_for(family, sizes.native_dims).dims:
+        parts.append(f"{profile.dims}d")
+    if origin.get("heads_from") == "given" and sizes.heads != HEADS[family]:
+        parts.append(f"{sizes.heads}h")
+    if sizes.pooling == CUSTOM_GRU and variant.recurrence == GRU and variant.precision != "int8":  # int8 has no other
+        parts.append("cpu")
+    return "-".join(parts) + variant.suffix
+
+
 def open_model(path: str | Path) -> ModelFile:
     """Opens a model file.
 
@@ -104,7 +133,10 @@ def open_model(path: str | Path) -> ModelFile:
     content = path.read_bytes()
     model = parse_model(content, path)
     opened = read_model(model, content, path)
-    if faults := [*edit_faults(model, opened), *signature_faults(model, opened.profile)]:
+    faults = [*edit_faults(model, opened), *signature_faults(model, opened.profile)]
+    if not NAME.fullmatch(opened.name):
+        faults.append(f"its name {opened.name!r} cannot stand in paths")
+    if faults:
         raise BadInput(f"{path}: {'; '.join(faults)}; {HOW_TO_MAKE_ONE}")
     return opened
 
@@ -219,7 +251,9 @@ def edit_faults(model: ModelProto, opened: ModelFile) -> list[str]:
             f"its nodes and weights have digest {digest[:12]}, its record says {opened.graph_digest[:12]}: "
             "it was edited after its export"
         )
-    if opened.version > 1:
+    if opened.version == 1:
+        faults += _first_profile_faults(opened)
+    else:
         records = {p.key: p.value for p in model.metadata_props}
         digest, said = records_digest(records), records["records_digest"]
         if digest != said:
@@ -228,6 +262,20 @@ def edit_faults(model: ModelProto, opened: ModelFile) -> list[str]:
                 "they were edited after its export"
             )
     return faults
+
+
+def _first_profile_faults(opened: ModelFile) -> list[str]:
+    """Version 1 has no digest of its records, and only one set of rules and statistics: v2's, as published."""
+    mine, meant = opened.profile, profile_for("v2", opened.profile.native_dims)
+    own = ("name", "notes", "dims")  # `dims` shows in the signature
+    differing = [
+        field.name
+        for field in dataclasses.fields(meant)
+        if field.name not in own and getattr(mine, field.name) != getattr(meant, field.name)
+    ]
+    return [f"its profile differs from v2's in {', '.join(differing)}, which no file of version 1 did"] * bool(
+        differing
+    )
 
 
 def signature_faults(model: ModelProto, profile: Profile) -> list[str]:

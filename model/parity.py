@@ -117,7 +117,7 @@ def inputs_of(n: int, t2: int, t1: int, seed: int = SEED) -> Inputs:
 
 
 def calibration_inputs() -> Iterator[Inputs]:
-    """Pixels by which int8 ranges are measured: the believable ones, and dark, snowy, cloudy and radar-free ones."""
+    """Pixels by which int8 ranges are measured: believable ones from dark to cloud, radar-free ones, rare ones."""
     for seed in range(4):
         case = inputs_of(64, 24, 24, seed=SEED + 1 + seed)
         brightness = np.random.RandomState(seed).uniform(0.05, 3.0, (64, 1, 1))  # water to cloud tops
@@ -125,6 +125,27 @@ def calibration_inputs() -> Iterator[Inputs]:
         if seed == 3:
             case["s1_doy"][:] = 0
         yield case
+    yield from (rare_inputs(SEED + seed) for seed in range(2))
+
+
+def rare_inputs(seed: int) -> Inputs:
+    """64 pixels as imagery has them seldom: night and fresh snow, saturated rows, strong echoes, passes of one channel.
+
+    S2 up to 16,000 with single rows of 65,535; S1 over 0..16,000, which is -50 to 30 dB as it is stored; every third
+    pixel without VH, every eighth with passes of zeros.
+    """
+    random, case = np.random.RandomState(seed), inputs_of(64, 24, 24, seed=seed)
+    n, t2 = case["s2_doy"].shape
+    t1 = case["s1_doy"].shape[1]
+    ground = random.randint(0, 16_000, (n, 1, 10))
+    ground[::4] = random.randint(0, 60, ground[::4].shape)
+    case["s2"] = np.clip(ground + random.randint(-300, 300, (n, t2, 10)), 0, 65_535).astype(np.uint16)
+    case["s2"][1::4, t2 // 3] = 65_535
+    echo = random.randint(0, 16_000, (n, 1, 2)) + random.randint(-1_500, 1_500, (n, t1, 2))
+    case["s1"] = np.clip(echo, 0, 32_767).astype(np.int16)
+    case["s1"][::3, :, 1] = 0
+    case["s1"][::8, : t1 // 2] = 0
+    return case
 
 
 def digest_of(cases: Iterable[Inputs]) -> str:

@@ -34,7 +34,10 @@ RULES: dict[str, dict[str, str]] = {
     "s1_arithmetic": {"float64": "scaled in float64", "float32": "scaled in float32"},
     "day_rule": {"utc-date": "scenes of one UTC date are one observation"},
     "s2_order": {"datetime-ascending": "the earliest valid scene of a day wins"},
-    "s1_order": {"datetime-descending": "the latest radar scene of a day and orbit wins"},
+    "s1_order": {
+        "datetime-descending": "the latest radar scene of a day and orbit wins",
+        "catalogue-order": "the first radar scene of a day and orbit wins, in the order that the catalogue gives",
+    },
     "offset_rule": {"subtract-where-at-least": "the offset o is subtracted where v >= o, after resampling and mosaic"},
     "day_encoding": {"raw-sinusoids": "sinusoids of the raw day of year, base 10,000, added to the band embedding"},
     "sampler": {

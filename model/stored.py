@@ -8,7 +8,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from model.errors import BadInput
-from model.graph_ops import WEIGHT_MAX, quantise_bias, quantise_weight
+from model.graph_ops import BIAS_MAX, WEIGHT_MAX, quantise_bias, quantise_weight
 from model.variant import Variant
 from model.weights import MODALITIES, EncoderSizes, Tensors, layer_name, tensor_shapes
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 FLOAT, HALF, INTEGER = "float32", "float16", "int8"  # a weight's form; the bias of an int8 weight is int32
 # The linear layers of tokens, without what their names begin with. All are float16 in an fp16 file; in an int8 file
-# those behind a shared or positive input are integers (`graph._backbone` says why the others are not).
+# those of `INTEGER_LAYERS` are integers, but for the first q, k and v (`graph._backbone` says why the others are not).
 EMBEDDING = ("embedding.0", "embedding.2")
 INTEGER_LAYERS = ("q_proj", "k_proj", "v_proj", "linear1", "linear2")
 TOKEN_LAYERS = (*INTEGER_LAYERS, "out_proj")
@@ -25,16 +25,27 @@ TOKEN_LAYERS = (*INTEGER_LAYERS, "out_proj")
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
 
 
+def integer_layers(sizes: EncoderSizes) -> dict[str, str]:
+    """The linear layers of an int8 file that are integers, each with the one whose quantised input it takes."""
+    return {
+        f"{layer_name(modality, i)}.{part}": f"{layer_name(modality, i)}.{'q_proj' if part.endswith('_proj') else part}"
+        for modality in MODALITIES
+        for i in range(sizes.layers)
+        for part in INTEGER_LAYERS
+        if i > 0 or not part.endswith("_proj")
+    }
+
+
 def forms_of(sizes: EncoderSizes, precision: str) -> dict[str, str]:
     """By tensor, the form in which a file of this precision stores it: FLOAT, HALF or INTEGER."""
     narrow: dict[str, str] = {}
-    for modality in MODALITIES:
-        layers = [layer_name(modality, i) for i in range(sizes.layers)]
-        if precision == "fp16":
+    if precision == "int8":
+        narrow = dict.fromkeys(integer_layers(sizes), INTEGER)
+    elif precision == "fp16":
+        for modality in MODALITIES:
+            layers = [layer_name(modality, i) for i in range(sizes.layers)]
             narrow |= dict.fromkeys([f"{modality}_backbone.{part}" for part in EMBEDDING], HALF)
             narrow |= dict.fromkeys([f"{layer}.{part}" for layer in layers for part in TOKEN_LAYERS], HALF)
-        elif precision == "int8":
-            narrow |= dict.fromkeys([f"{layer}.{part}" for layer in layers for part in INTEGER_LAYERS], INTEGER)
     return {name: narrow.get(name.rpartition(".")[0], FLOAT) for name in tensor_shapes(sizes)}
 
 
@@ -80,7 +91,8 @@ def dequantised(
             if scale.dtype != np.float32:
                 raise BadInput(f"{name}_scale is {scale.dtype}, it must be float32")
             if name.endswith(".weight"):
-                _check_bits(name, stored)
+                bias = f"{name.removesuffix('.weight')}.bias"
+                _check_bits(name, stored, _get(arrays, bias, shape[:1]))
                 scale = scale[:, None]
             tensors[name] = stored.astype(np.float32) * scale
         else:
@@ -104,11 +116,18 @@ def _dtype(name: str, form: str) -> npt.DTypeLike:
     return np.dtype(np.float16 if form == HALF else np.float32)
 
 
-def _check_bits(name: str, stored: Array) -> None:
-    """Every row reaches +-64 and none goes beyond, or it is zero: else CPUs without VNNI add up something else."""
-    reach = np.abs(stored.astype(np.int16)).max(1)
-    if wrong := sorted(set(reach.tolist()) - {0, WEIGHT_MAX}):
-        raise BadInput(f"{name} has a row that reaches {wrong[-1]}: int8 weights must reach {WEIGHT_MAX} in every row")
+def _check_bits(name: str, stored: Array, bias: Array) -> None:
+    """Every row reaches +-64 and none goes beyond, or CPUs without VNNI add up something else.
+
+    Less only where the bias is what gives the scale (`graph_ops.quantise_weight`), and where all is zero.
+    """
+    reach, wide = np.abs(stored.astype(np.int16)).max(1), np.abs(bias.astype(np.int64))
+    by_bias = (reach < WEIGHT_MAX) & (wide >= BIAS_MAX - 1) & (wide <= BIAS_MAX + 1)
+    wrong = reach[(reach != WEIGHT_MAX) & ~by_bias & ((reach > 0) | (wide > 0))]
+    if len(wrong):
+        raise BadInput(
+            f"{name} has a row that reaches {wrong.max()}: int8 weights must reach {WEIGHT_MAX} in every row"
+        )
 
 
 def input_steps(arrays: Mapping[str, Array], sizes: EncoderSizes) -> dict[str, np.float32]:
@@ -118,14 +137,11 @@ def input_steps(arrays: Mapping[str, Array], sizes: EncoderSizes) -> dict[str, n
       BadInput: one is missing, not a float32 scalar, or not a positive number.
     """
     steps = {}
-    for modality in MODALITIES:
-        for layer in (layer_name(modality, i) for i in range(sizes.layers)):
-            for part in INTEGER_LAYERS:
-                whose = "q_proj" if part.endswith("_proj") else part
-                step = _get(arrays, f"{layer}.{whose}.input_scale", ())
-                if step.dtype != np.float32 or not np.isfinite(step) or step <= 0:
-                    raise BadInput(f"{layer}.{whose}.input_scale is {step} ({step.dtype}), it must be positive float32")
-                steps[f"{layer}.{part}"] = np.float32(step)
+    for layer, whose in integer_layers(sizes).items():
+        step = _get(arrays, f"{whose}.input_scale", ())
+        if step.dtype != np.float32 or not np.isfinite(step) or step <= 0:
+            raise BadInput(f"{whose}.input_scale is {step} ({step.dtype}), it must be positive float32")
+        steps[layer] = np.float32(step)
     return steps
 
 
@@ -143,7 +159,7 @@ def expected_stored(
             expected[name] = tensors[name].astype(_dtype(name, form))
             continue
         layer = name.rpartition(".")[0]
-        weight, scale = quantise_weight(tensors[f"{layer}.weight"])
+        weight, scale = quantise_weight(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"], steps[layer])
         if name.endswith(".weight"):
             expected[name], expected[f"{name}_scale"] = weight, scale
         else:

@@ -10,7 +10,7 @@ from model.weights import ATTENTION, CUSTOM_GRU, EncoderSizes
 PRECISIONS = {
     "fp32": "float32 throughout",
     "fp16": "float16 products of tokens and attention; norms, softmax, recurrence, reducer and quantiser in float32",
-    "int8": "int8 products of tokens with int8 weights; attention, norms, recurrence, reducer, quantiser in float32",
+    "int8": "int8 products of tokens with int8 weights behind each norm; the rest, the recurrence too, in float32",
 }
 TARGETS = {
     "any": "one file for CPU and CUDA",
@@ -78,6 +78,7 @@ def variant_of(sizes: EncoderSizes, precision: str = "fp32", target: str = "any"
     on_cpu_only = target == "cpu" or precision == "int8"  # no CUDA kernels for int8 products of this form
     if precision == "fp16" and target == "cpu":
         raise BadInput(
-            "precision fp16 for target cpu: a CPU computes it in float32 with casts between, slower than fp32"
+            "precision fp16 for target cpu: a CPU computes it in float32 with casts between, slower than fp32; "
+            "use --precision fp32 or int8, or leave --target out for a file for CUDA"
         )
     return Variant(precision, recurrence, ("cpu",) if on_cpu_only else ("cpu", "cuda"))

@@ -197,7 +197,7 @@ def embed(
     inv: Annotated[str, typer.Argument(metavar="[INV]", help="Inventory file; none with --dpixels.")] = "",
     model: Model = "",
     out: Annotated[str, typer.Option("--out", help="Output folder.")] = "",
-    dpixels: Annotated[str, typer.Option("--dpixels", help="Embed a d-pixel folder in place of an inventory.")] = "",
+    dpixels: Annotated[str, typer.Option("--dpixels", help="Embed a d-pixel folder (v1.0 draws by its name).")] = "",
     tiles: Tiles = "",
     region: RegionFile = "",
     bbox: Bbox = "",

@@ -12,11 +12,15 @@ app = typer.Typer(help="Model files: import, export, prove, show.", no_args_is_h
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 Out = Annotated[str, typer.Option("--out", help="Model file to write (.onnx).")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 (CUDA) or int8 (weights, CPU).")]
-Target = Annotated[
-    str, typer.Option("--target", help="any: one file for CPU and CUDA; cpu: v1's GRU as ONNX's own, CUDA refused.")
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32; fp16, made for CUDA; int8, which runs on CPUs alone.")
 ]
-Dims = Annotated[int, typer.Option("--dims", help="Store only so many first values (v2: 16, 32, 64); 0: all.")]
+Target = Annotated[
+    str, typer.Option("--target", help="any: CPU and CUDA (int8: CPU); cpu: v1's GRU as ONNX's own, CUDA refused.")
+]
+Dims = Annotated[
+    int, typer.Option("--dims", help="v2: store the first 16, 32 or 64 values, or what its args name; 0: the family's.")
+]
 
 
 @app.command("import")

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from model.describe import describe, describe_profile
 from model.errors import BadInput
 from model.extras import need
 from model.families import PREFIXES, V1_1_DIMS, V1_1_NATIVE, family_of, names, profile_for
-from model.gate import GateReport, gate
+from model.gate import gate
 from model.modelfile import ModelFile, open_model
-from model.parity import DECADES, Distance
+from model.parity import DECADES
 from model.profile import Profile
-
-BAR_PX, STEP_PX, CHART_PX = 72, 88, 160  # width of a bar, distance between bars, height of the histogram
+from pipeline.gate_page import page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +48,9 @@ def import_model(
     plain, _ = family_of(family)  # an unknown family is refused before PyTorch is asked for
     need("torch", "model import")
     from model.checkpoints import load_checkpoint
-    from model.export import export
+    from model.export import check_out, export
 
+    check_out(out)
     loaded = load_checkpoint(checkpoint, plain, heads)
     if loaded.record:
         raise BadInput(
@@ -84,8 +82,9 @@ def export_model(checkpoint: str | Path, out: str | Path, shape: Shape = Shape()
     """
     need("torch", "model export")
     from model.checkpoints import load_checkpoint
-    from model.export import export
+    from model.export import check_out, export
 
+    check_out(out)
     loaded = load_checkpoint(checkpoint)
     if loaded.record is None:
         raise BadInput(
@@ -201,72 +200,9 @@ def gate_model(
         "ok": report.ok,
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "errors": None,
+        "code_steps": None,
     }
     if report.distance:
         found["errors"] = {"edges_of_rms": list(DECADES), "counts": list(report.distance.histogram)}
+        found["code_steps"] = list(report.distance.code_steps)
     return found, report.ok
-
-
-def page(report: GateReport) -> str:
-    """The report as one HTML page without outside files."""
-    return _PAGE.render(
-        report=report,
-        about=describe(report.model),
-        failed=sum(not check.ok for check in report.checks),
-        bars=_bars(report.distance) if report.distance else [],
-        bar_px=BAR_PX,
-        chart_px=CHART_PX,
-        width_px=STEP_PX * (len(DECADES) + 1),
-    )
-
-
-def _bars(measured: Distance) -> list[dict[str, Any]]:
-    """Bars of the error histogram; their height is the share of values."""
-    labels = [f"< {DECADES[0]:.0e}", *(f"{edge:.0e} ..." for edge in DECADES)]
-    total = sum(measured.histogram)
-    return [
-        {"x": i * STEP_PX, "height": CHART_PX * count / total, "label": label, "count": count}
-        for i, (label, count) in enumerate(zip(labels, measured.histogram, strict=True))
-    ]
-
-
-_PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string("""\
-<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Gate: {{ report.model.name }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
-pre { background: #f4f5f7; padding: .8rem; white-space: pre-wrap }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #dde1e6 }
-.ok { color: #19692c } .failed { color: #a81e1e; font-weight: 600 }
-svg { max-width: 100%; height: auto } svg text { font-size: 11px; fill: #1c2430 } rect { fill: #3a6ea5 }
-</style>
-<h1>{{ report.model.name }}:
-{% if failed %}
-<span class="failed">{{ failed }} of {{ report.checks|length }} checks failed</span>
-{% else %}
-<span class="ok">all {{ report.checks|length }} checks passed</span>
-{% endif %}
-</h1>
-<pre>{{ about }}</pre>
-<table>
-<tr><th>check</th><th></th><th>measured</th><th>must be</th><th>otherwise</th></tr>
-{% for check in report.checks %}
-<tr><td>{{ check.name }}</td><td class="{{ 'ok' if check.ok else 'failed' }}">{{ 'ok' if check.ok else 'failed' }}</td>
-<td>{{ check.measured }}</td><td>{{ check.limit }}</td><td>{{ check.why }}</td></tr>
-{% endfor %}
-</table>
-{% if bars %}
-<h2>Errors against the NumPy reference</h2>
-<p>Every embedding value of every case, by |error| / rms.</p>
-<svg viewBox="0 0 {{ width_px }} {{ chart_px + 50 }}" role="img" aria-label="histogram of errors">
-{% for bar in bars %}
-<rect x="{{ bar.x }}" y="{{ 16 + chart_px - bar.height }}" width="{{ bar_px }}" height="{{ bar.height }}"/>
-<text x="{{ bar.x }}" y="{{ 11 + chart_px - bar.height }}">{{ bar.count }}</text>
-<text x="{{ bar.x }}" y="{{ chart_px + 34 }}">{{ bar.label }}</text>
-{% endfor %}
-</svg>
-{% endif %}
-</html>
-""")

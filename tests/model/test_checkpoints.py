@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_encoders import SMALL, family_of_case, tensors_of
 
-from model.checkpoints import Checkpoint, Record, args_of, load_checkpoint, load_v2, save_v2
+from model.checkpoints import Checkpoint, Record, args_of, load_checkpoint, save_v2
 from model.errors import BadInput
 from model.families import FAMILIES, profile_for
 from model.layouts import LAYOUTS, WRAPPERS
@@ -27,6 +27,12 @@ needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden 
 PLAIN = EncoderSizes(width=16, layers=2, heads=2, feed_forward=24, hidden=20, native_dims=12, qk_norm=False)
 QK = EncoderSizes(width=24, layers=1, heads=3, feed_forward=8, hidden=12, native_dims=10, qk_norm=True)
 BINS = list(range(8, 257, 8))
+
+
+def load_v2(path):
+    return load_checkpoint(path, "v2")
+
+
 one_folder = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

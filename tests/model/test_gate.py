@@ -624,7 +624,7 @@ def test_quantised_weights_reach_the_border_in_every_row():
     """What the weights check of int8 files leans on."""
     weight = np.random.RandomState(0).standard_normal((9, 5)).astype(np.float32)
     weight[4] = 0
-    codes, _ = quantise_weight(weight)
+    codes, _ = quantise_weight(weight, np.zeros(9, np.float32), np.float32(0.02))
     assert np.abs(codes).max(1).tolist() == [64] * 4 + [0] + [64] * 4
 
 
