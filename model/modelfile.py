@@ -134,6 +134,8 @@ def open_model(path: str | Path) -> ModelFile:
     model = parse_model(content, path)
     opened = read_model(model, content, path)
     faults = [*edit_faults(model, opened), *signature_faults(model, opened.profile)]
+    if opened.version == 1:
+        faults += _first_profile_faults(opened)
     if not NAME.fullmatch(opened.name):
         faults.append(f"its name {opened.name!r} cannot stand in paths")
     if faults:
@@ -251,9 +253,7 @@ def edit_faults(model: ModelProto, opened: ModelFile) -> list[str]:
             f"its nodes and weights have digest {digest[:12]}, its record says {opened.graph_digest[:12]}: "
             "it was edited after its export"
         )
-    if opened.version == 1:
-        faults += _first_profile_faults(opened)
-    else:
+    if opened.version > 1:
         records = {p.key: p.value for p in model.metadata_props}
         digest, said = records_digest(records), records["records_digest"]
         if digest != said:

@@ -196,7 +196,10 @@ def test_without_a_family_only_v2_students_tell_their_own(tmp_path, case):
     if family_of_case(case) == "v2":
         assert load_checkpoint(path).family == "v2"
         return
-    with pytest.raises(BadInput, match=rf"nothing in the file names its family; .*give --family {case}$"):
+    with pytest.raises(
+        BadInput,
+        match=rf"nothing in the file names its family; .*use `tessera-beam model import` with --family {case}$",
+    ):
         load_checkpoint(path)
 
 
@@ -207,7 +210,7 @@ def test_the_bare_tensors_load_under_their_family(tmp_path, case):
     loaded = load_checkpoint(path, family_of_case(case), None if SMALL[case].qk_norm else SMALL[case].heads)
     same_weights(loaded, case)
     assert (loaded.args, loaded.stored_dims, loaded.prefixes) == ({}, None, ())
-    with pytest.raises(BadInput, match="give --family"):
+    with pytest.raises(BadInput, match="use `tessera-beam model import` with --family"):
         load_checkpoint(path)
 
 
@@ -527,7 +530,7 @@ def test_safetensors_without_settings_are_bare_tensors(tmp_path):
     save_file(state, tmp_path / "c.safetensors")
     loaded = load_checkpoint(tmp_path / "c.safetensors", "v2", 3)
     assert (loaded.sizes, loaded.heads_from, loaded.args) == (SMALL["v2"], "given", {})
-    with pytest.raises(BadInput, match="it looks like v2: give --family v2"):
+    with pytest.raises(BadInput, match="it looks like v2: use `tessera-beam model import` with --family v2"):
         load_checkpoint(tmp_path / "c.safetensors")
 
 

@@ -11,13 +11,15 @@ from model import parity
 from model.checkpoints import Checkpoint, args_of, load_checkpoint
 from model.encoders import encoder_of
 from model.errors import BadInput, NotProven
-from model.export import export, run_torch
-from model.families import profile_for
+from model.export import check_out, export, run_torch
+from model.families import names, profile_for
 from model.limits import LIMITS
-from model.modelfile import INPUTS, open_model
+from model.modelfile import INPUTS, name_of, open_model
 from model.quantise import quantise
+from model.variant import variant_of
 from model.weights import EncoderSizes
 from pipeline.demo import untrained
+from transforms.stac import item_id
 
 GOLDEN = Path(__file__).parents[2] / "../shared/golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
@@ -110,7 +112,7 @@ def test_int8_weights_fill_seven_bits_and_a_pixel_s_codes_do_not_depend_on_its_n
     model = export(checkpoint, profile_for("v2", 32), "m", {}, tmp_path / "m.onnx", "int8", "cpu")
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(model.path).graph.initializer}
     whole = [a for name, a in stored.items() if a.dtype == np.int8 and name.endswith(".weight")]
-    assert len(whole) == 2 * sizes.layers * 5  # both sensors: q, k, v, linear1, linear2
+    assert len(whole) == 2 * (sizes.layers * 5 - 3)  # both sensors: q, k, v, linear1, linear2; not the first q, k, v
     assert all(np.abs(a).max() == 64 for a in whole)
     session = parity.Session(model.path.read_bytes())
     case, bright = parity.inputs_of(8, 16, 16), parity.inputs_of(8, 16, 16, seed=3)
@@ -198,6 +200,56 @@ def test_a_profile_of_another_width_is_refused_and_nothing_is_written(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"no folder .*gone"):
         exported(tmp_path / "gone", SIZES[0])
+
+
+def test_a_folder_in_the_file_s_place_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"is a folder: give the model file's own name, e.g. .*m.onnx"):
+        check_out(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, content):
+        path.open("wb").write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BadInput, match=r"m\.onnx cannot be written: No space left on device"):
+        exported(tmp_path, SIZES[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stem_that_cannot_stand_in_paths_is_refused_before_work(tmp_path):
+    with pytest.raises(BadInput, match="model name 'a/b'"):
+        export(Checkpoint(tensors_of(SMALL["v2"]), SMALL["v2"], {}), profile_for("v2", 16), "a/b", {}, tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("profile", "case", "precision", "target", "heads", "cut", "name"),
+    [
+        ("v1.1-mpc+nearest", "v1.1-mpc", "fp32", "any", None, None, "v1.1-mpc-nearest-01234567"),
+        ("v1.1-mpc", "v1.1-mpc", "fp32", "cpu", None, None, "v1.1-mpc-01234567-cpu"),
+        ("v1.1-mpc", "v1.1-mpc", "int8", "cpu", None, None, "v1.1-mpc-01234567-int8"),
+        ("v1.1-mpc", "v1.1-mpc", "fp32", "any", None, 8, "v1.1-mpc-01234567-8d"),
+        ("v1.0-early", "v1.0-early", "fp16", "any", 3, None, "v1.0-early-01234567-3h-fp16"),
+        ("v1.0-early", "v1.0-early", "fp32", "cpu", None, None, "v1.0-early-01234567"),
+        ("v2", "v2", "fp32", "cpu", None, 8, "v2-01234567-8d"),
+        ("v1.0-qat", "v1.0-qat", "fp32", "any", 4, None, "v1.0-qat-01234567"),
+    ],
+)
+def test_whatever_makes_other_codes_makes_another_name(profile, case, precision, target, heads, cut, name):
+    sizes = SMALL[case]
+    origin = {"heads_from": "given" if heads else "family"}
+    meant = profile_for(profile, sizes.native_dims, cut)
+    variant = variant_of(sizes, precision, target)
+    assert name_of(profile, "0123456789", sizes, meant, variant, origin) == name
+
+
+@pytest.mark.parametrize("profile", names())
+def test_every_published_name_can_stand_in_an_item_s_id(profile):
+    sizes = SMALL[family_of_case(profile.partition("+")[0])]
+    meant, variant = profile_for(profile, sizes.native_dims), variant_of(sizes)
+    name = name_of(profile, "0123456789", sizes, meant, variant, {})
+    assert item_id("33TUL", "2024", name) == f"33TUL_2024_{name}"
 
 
 def test_the_shipped_model_is_the_one_that_its_script_makes(tmp_path):

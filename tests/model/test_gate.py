@@ -32,7 +32,16 @@ READ = {
     *("signature", "profile", "variant", "constants", "inner constants", "element types", "day table"),
 }
 RUN = {
-    *("parity with NumPy", "whole output", "golden outputs", "tokens", "days", "absent rows", "extremes"),
+    *(
+        "parity with NumPy",
+        "whole output",
+        "golden outputs",
+        "tokens",
+        "days",
+        "absent rows",
+        "rare pixels",
+        "extremes",
+    ),
     *("quantiser", "quantiser edges", "order of observations", "other neighbours", "order of pixels"),
     *("one pixel at a time", "optimisation levels", "two threads", "same bytes twice", "placement"),
 }

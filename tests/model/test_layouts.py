@@ -270,12 +270,12 @@ def test_prefixes_that_cannot_be_are_refused(said):
 def test_a_file_that_does_not_name_its_family_is_told_what_to_say(case):
     family, tensors = family_of_case(case), tensors_of(SMALL[case])
     message = str(layouts.unnamed(tensors, LAYOUTS[family].settings, complete_settings(case)))
-    assert message.endswith(f"it looks like {family}: give --family {family}")
+    assert message.endswith(f"it looks like {family}: use `tessera-beam model import` with --family {family}")
 
 
 def test_both_sources_are_offered_where_nothing_tells_them_apart():
     message = str(layouts.unnamed(tensors_of(SMALL["v1.1-mpc"]), CONFIG, {}))
-    assert message.endswith("give --family v1.1-mpc or --family v1.1-aws")
+    assert message.endswith("use `tessera-beam model import` with --family v1.1-mpc or --family v1.1-aws")
 
 
 def test_a_file_that_fits_nothing_is_told_what_it_has():

@@ -70,7 +70,7 @@ def test_gate_gives_json_a_verdict_and_a_page(tmp_path):
     assert sum(found["errors"]["counts"]) > 10_000
     page = (tmp_path / "gate.html").read_text(encoding="utf-8")
     assert page.count("<tr>") == len(found["checks"]) + 1
-    assert page.count("<rect") == len(found["errors"]["counts"])
+    assert page.count("<rect") == len(found["errors"]["counts"]) + len(found["code_steps"])
     assert "http" not in page
 
 

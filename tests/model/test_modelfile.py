@@ -178,6 +178,19 @@ def test_a_model_file_of_version_1_still_opens():
     assert (old.encoder, old.weights_sha256, old.profile) == (new.encoder, new.weights_sha256, new.profile)
 
 
+@pytest.mark.parametrize("change", [{"s2_resampling": "nearest"}, {"sampler": "v1.1"}, {"std_epsilon": 1e-3}])
+def test_a_file_of_version_1_whose_rules_were_edited_is_refused(tmp_path, change):
+    """Its records lie under no digest, so they are held against the only ones that there were."""
+    model = onnx.load(Path(__file__).with_name("golden") / "model-file-1.bin")
+    for record in model.metadata_props:
+        if record.key == "profile":
+            record.value = json.dumps({**json.loads(record.value), **change})
+    path = tmp_path / "old.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput, match=f"differs from v2's in {next(iter(change))}"):
+        open_model(path)
+
+
 def test_a_digest_covers_what_stands_inside_a_scan(tmp_path):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", 2])
 

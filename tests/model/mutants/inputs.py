@@ -136,7 +136,7 @@ def numbers_read_as_int16(proto, context):
     feed(proto, raw(proto, "s2"), 0, "Cast", to=TensorProto.INT16)
 
 
-@mutant("v1.0-qat", "v2", "v2 int8", by=("tokens",))
+@mutant("v1.0-qat", "v2", "v2 int8", by=("tokens", "rare pixels"))
 def reflectance_clipped_at_one(proto, context):
     """A guard against reflectance above 1: snow and clouds lose what lies beyond 10,000."""
     through(proto, raw(proto, "s2").output[0], "Clip", "", constant(proto, 10_000))
