@@ -21,7 +21,7 @@ from model.gate_bench import Bench
 from model.gate_report import GROUPS
 from model.gate_static import static_checks
 from model.graph import NATIVE
-from model.graph_ops import quantise_weight
+from model.graph_ops import quantise_bias, quantise_weight
 from model.modelfile import graph_digest, open_model
 from model.stored import dequantised, initialisers
 from model.weights import ATTENTION, gru_name, layer_name, tensor_shapes, weights_sha256
@@ -635,6 +635,24 @@ def test_quantised_weights_reach_the_border_in_every_row():
     weight[4] = 0
     codes, _ = quantise_weight(weight, np.zeros(9, np.float32), np.float32(0.02))
     assert np.abs(codes).max(1).tolist() == [64] * 4 + [0] + [64] * 4
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3, -7.0])
+@pytest.mark.parametrize("largest", [0.0, 1e-44, 1e-30, 1e-9, 1e-3, 2.0])
+def test_rows_of_next_to_nothing_keep_their_bias(largest, bias):
+    """Their own scale would leave the bias beyond int32, or be flushed to zero by some kernel."""
+    step = np.float32(0.02)
+    weight = np.random.RandomState(0).uniform(-1, 1, (1, 64)).astype(np.float32) * np.float32(largest)
+    biases = np.array([bias], np.float32)
+    codes, scale = quantise_weight(weight, biases, step)
+    product = (step * scale).astype(np.float32)
+    assert np.isfinite(product).all()
+    assert product >= np.finfo(np.float32).tiny
+    assert np.abs(codes).max() <= 64
+    inputs = np.random.RandomState(1).randint(-127, 128, 64)
+    got = (codes.astype(np.int64) @ inputs + quantise_bias(biases, product)) * product.astype(np.float64)
+    exact = weight.astype(np.float64) @ (inputs * float(step)) + biases
+    assert np.abs(got - exact).max() <= 64 * 127 * 0.51 * product.max()  # half a step of every weight
 
 
 def test_a_golden_record_speaks_of_the_inputs_of_this_release(tmp_path):
