@@ -117,7 +117,7 @@ def test_the_strips_of_a_small_memory_give_the_same_bytes(world, done, tmp_path,
     monkeypatch.setattr("transforms.memory.BUILD_PX", 512 * 7)
     monkeypatch.setattr("transforms.encode.PENDING_BYTES", 200_000)
     said: list[str] = []
-    options = EmbedOptions(region=region_from_bbox(world.bbox), block_px=512, tiles=("32TQR",), memory_gib=0.88)
+    options = EmbedOptions(region=region_from_bbox(world.bbox), block_px=512, tiles=("32TQR",), memory_gib=0.92)
     embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", said.append, False)
     assert any(line.endswith("strips of 128 rows") for line in said), said
     assert of_tile(tmp_path / "out", "32TQR") == of_tile(done, "32TQR")
