@@ -7,7 +7,7 @@ import numpy as np
 from model import parity
 from model.gate_bench import SMALL_CASE, Bench, joined, limit_words, shuffled, words_of
 from model.gate_report import ROBUSTNESS, Check
-from model.limits import LEAST_MOVEMENT, LIMITS, MOVEMENT_SHARE, SAME_FILE, Limits
+from model.limits import LEAST_MOVEMENT, LIMITS, MOVEMENT_SHARE, NEIGHBOURS, SAME_FILE, Limits
 from model.parity import Distance, Inputs, Outputs, Session, distance
 from model.weights import ATTENTION
 
@@ -45,13 +45,13 @@ def order(bench: Bench) -> Check:
 def neighbours(bench: Bench) -> Check:
     why = "a pixel's code would depend on its neighbours"
     far = bench.apart(_doubled, lambda run, n: _rows(run, slice(n)))
-    return _near("other neighbours", far, SAME_FILE[bench.precision], words_of(far), why)
+    return _near("other neighbours", far, NEIGHBOURS[bench.precision], words_of(far), why)
 
 
 def pixels_reversed(bench: Bench) -> Check:
     why = "a pixel's code would depend on its place in the batch"
     far = bench.apart(_reversed, lambda run, n: _rows(run, slice(None, None, -1)))
-    return _near("order of pixels", far, SAME_FILE[bench.precision], words_of(far), why)
+    return _near("order of pixels", far, NEIGHBOURS[bench.precision], words_of(far), why)
 
 
 def one_at_a_time(bench: Bench) -> Check:
@@ -62,7 +62,7 @@ def one_at_a_time(bench: Bench) -> Check:
     ]
     far = distance(alone, bench.runs[:count])
     why = "a code would depend on how many pixels share its batch"
-    return _near("one pixel at a time", far, SAME_FILE[bench.precision], words_of(far), why)
+    return _near("one pixel at a time", far, NEIGHBOURS[bench.precision], words_of(far), why)
 
 
 def levels(bench: Bench) -> Check:

@@ -60,7 +60,7 @@ LIMITS = {
         why="7-bit weights and 8-bit inputs leave about half of the codes; what they leave is measured and printed",
     ),
 }
-# How far two runs of one file may be from each other: another setting, other pixels beside, another order of pixels.
+# How far two runs of one file may be from each other: another setting, another order of observations.
 SAME_FILE = {
     "fp32": dataclasses.replace(LIMITS["fp32"], why="fusions move values by 2e-6 of the rms; neighbours by nothing"),
     "fp16": Limits(
@@ -76,6 +76,19 @@ SAME_FILE = {
         code_step=2,
         cosine=0.9999,
         why="a last bit may carry an input over the border of its 8-bit step: 4e-3 of the rms measured, 99.4 % equal",
+    ),
+}
+
+# How far two runs of one file may be from each other where only the other pixels of the batch are changed.
+NEIGHBOURS = {
+    **SAME_FILE,
+    "int8": Limits(
+        error_per_rms=1e-3,
+        equal_codes_share=0.999,
+        code_step=1,
+        cosine=0.99999,
+        why="ranges are fixed and each pixel's rows are summed apart from all others: nothing measured; a single row "
+        "may take another kernel",
     ),
 }
 
