@@ -112,7 +112,9 @@ def load_checkpoint(path: str | Path, family: str | None = None, heads: int | No
     path = Path(path)
     wanted = None if family is None else family_of(family)[0]
     if not path.is_file():
-        raise BadInput(f"no checkpoint at {path}")
+        raise BadInput(
+            f"{path} is a folder: give the checkpoint in it" if path.is_dir() else f"no checkpoint at {path}"
+        )
     try:
         payload = _read(path)
         tensors, ignored = _canonical(payload.state, path.stat().st_size)
@@ -170,7 +172,11 @@ def _read(path: Path) -> _Payload:
     if path.suffix == ".safetensors" or (start[8:] == b"{" and length < path.stat().st_size):
         return _read_safetensors(path)
     if not start.startswith((ZIP, PICKLE)):
-        raise BadInput("this is neither a file of torch.save nor safetensors")
+        is_model = path.suffix == ".onnx"
+        raise BadInput(
+            "this is neither a file of torch.save nor safetensors"
+            + ("; it looks like a model file, and the checkpoint that it was made from is wanted" if is_model else "")
+        )
     is_zip = start.startswith(ZIP)
     try:
         if is_zip:

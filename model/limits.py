@@ -53,11 +53,12 @@ LIMITS = {
         why="float16 products leave 97 % of the codes (facts/model.md 2); bfloat16 would leave 78 %",
     ),
     "int8": Limits(
-        error_per_rms=math.inf,
-        equal_codes_share=0.0,
-        code_step=None,
+        error_per_rms=0.2,
+        equal_codes_share=0.25,
+        code_step=16,
         cosine=0.999,
-        why="7-bit weights and 8-bit inputs leave about half of the codes; what they leave is measured and printed",
+        why="7-bit weights and 8-bit inputs leave 36 to 58 % of the codes, values 0.1 of the rms off and codes 7: a "
+        "single row is the worst, with no others by which errors even out; twice that is another encoder",
     ),
 }
 # How far two runs of one file may be from each other: another setting, another order of observations.
@@ -96,7 +97,11 @@ NEIGHBOURS = {
 UNUSUAL = {
     **LIMITS,
     "int8": dataclasses.replace(
-        LIMITS["int8"], cosine=0.99, why="a single row has no others by which errors even out: 0.9986 measured"
+        LIMITS["int8"],
+        error_per_rms=0.4,
+        code_step=32,
+        cosine=0.99,
+        why="a single row has no others by which errors even out: cosine 0.9986 measured",
     ),
 }
 

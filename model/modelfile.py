@@ -148,7 +148,7 @@ def parse_model(content: bytes, path: Path) -> ModelProto:
     try:
         model = load_model_from_string(content)
     except DecodeError:
-        raise BadInput(f"{path} is not an ONNX file; {HOW_TO_MAKE_ONE}") from None
+        raise BadInput(f"{path} is not an ONNX file, or one that ends early; {HOW_TO_MAKE_ONE}") from None
     if not model.graph.node:
         raise BadInput(f"{path} is not an ONNX file, or an empty one; {HOW_TO_MAKE_ONE}")
     outside = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]

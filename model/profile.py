@@ -20,6 +20,7 @@ ES_L2A = "sentinel-2-l2a@earth-search"
 PC_L2A = "sentinel-2-l2a@planetary-computer"
 PC_RTC = "sentinel-1-rtc@planetary-computer"
 OPERA_RTC = "rtc-s1@opera"
+CDSE_L2A = "sentinel-2-l2a@cdse"
 
 # What this release can do for each field that names a rule, with the words in which a person reads it.
 RULES: dict[str, dict[str, str]] = {

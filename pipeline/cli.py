@@ -1,8 +1,9 @@
 """The command line: verbs, options and exit codes; what a verb does stands in its own module."""
 
+import importlib.metadata
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -42,6 +43,19 @@ def _region(region: str, bbox: str) -> Region | None:
     return region_from_file(region) if region else region_from_bbox(bbox) if bbox else None
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tessera-beam {importlib.metadata.version('tessera-beam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The release.")] = False,
+) -> None:
+    """TESSERA pixel embeddings on Apache Beam: STAC in, int8 Cloud-Optimized GeoTIFFs out."""
+
+
 @app.command()
 def demo(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Where to build it.")] = "demo-out",
@@ -76,12 +90,13 @@ def inventory_build(
     land: Annotated[bool, typer.Option("--land", help="All tiles with land.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search catalogues once and freeze the scenes of a period.
+    """Search catalogues once and freeze the scenes of a period. Stopped in the middle, the same command goes on.
 
     Example: tessera-beam inventory build --catalog earth-search --catalog planetary-computer --period 2024
     --tiles 33TWL --out inv.parquet
     """
     from pipeline import inventory
+    from pipeline.search_progress import SearchProgress
 
     chosen = sum(map(bool, (tiles, region, bbox, land)))
     if chosen != 1:
@@ -99,30 +114,37 @@ def inventory_build(
     if len(providers) > len(catalog):
         raise BadInput(f"--as is given {len(providers)} times for {len(catalog)} --catalog")
     pairs = list(zip(catalog, providers + [None] * (len(catalog) - len(providers)), strict=True))
-    result = inventory.build(pairs, when, names, out, note, progress=_tile_by_tile(len(names)))
-    for warning in result["warnings"]:
+    command = shlex.join(["tessera-beam", *sys.argv[1:]])
+    with SearchProgress(len(set(names)), console.say, console.on_terminal()) as progress:
+        result = inventory.build(pairs, when, names, out, note, progress=progress, command=command, say=console.say)
+    for warning in words.inventory_warnings(result):
         console.warn(warning)
     console.show(result, as_json, words.inventory)
 
 
-def _tile_by_tile(total: int) -> Any:
-    step = max(1, total // 20)
-
-    def progress(done: int, of: int, tile: str) -> None:
-        if total > 1 and (done % step == 0 or done == of):
-            console.say(f"searched {done} of {of} tiles ({tile})")
-
-    return progress
-
-
 @inventory_app.command("explain")
 def inventory_explain(
-    inv: Inv, scene: Annotated[str, typer.Option("--scene", help="Item id.")], as_json: Json = False
+    inv: Inv,
+    scene: Annotated[str, typer.Option("--scene", help="Item id.")] = "",
+    other: Annotated[str, typer.Option("--against", help="Inventory of the same period from other sources.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Model file to compare by (with --against).")] = "",
+    tile: Annotated[str, typer.Option("--tile", help="MGRS tile to compare (with --against).")] = "",
+    window: Annotated[str, typer.Option("--window", help="ROW,COL,H,W in 10 m pixels (with --against).")] = "",
+    as_json: Json = False,
 ) -> None:
-    """Say in words what was decided about a scene.
+    """Say in words what was decided about a scene, or what other sources do to a model's inputs and embeddings.
 
     Example: tessera-beam inventory explain inv.parquet --scene S2A_T33TWL_20240422T100031_L2A
     """
+    if bool(scene) == bool(other):
+        raise BadInput("what is to be explained? give --scene ID, or --against INV2 with --model M.onnx")
+    if other:
+        if not model:
+            raise BadInput(f"--against {other}: give --model too, whose profile both are read by")
+        from pipeline import against
+
+        console.show(against.against(inv, other, model, tile, window), as_json, against.words)
+        return
     from pipeline import inventory
 
     console.show(inventory.explain(inv, scene), as_json, lambda r: str(r["text"]))

@@ -79,7 +79,7 @@ def model_gate(
 
     result, ok = gate_all(models, against or None, full, report_html or None, console.say)
     console.show(result, as_json, words.gated)
-    leave_with(console.OK if ok else console.CHECK_FAILED)
+    leave_with(console.OK if ok else console.BAD_INPUT if result.get("refused") else console.CHECK_FAILED)
 
 
 @app.command("show")

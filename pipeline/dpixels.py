@@ -9,7 +9,7 @@ from model.errors import BadInput
 from model.families import profile_for
 from pipeline.embed import READERS, check_imagery
 from transforms import inventory
-from transforms.dpixels import build, read_stack, save
+from transforms.dpixels import build, read_stack, save, unsearched
 from transforms.grid import TILE_PX, tile_of
 from transforms.read import ReadError
 
@@ -37,15 +37,32 @@ def dpixels(
     Args:
       family: one of `families.names()`, a variant too: the rules by which the pixels are made.
 
+    Returns:
+      What was written: counts, and `warnings` in the words that `warn` was given.
+
     Raises:
-      BadInput: wrong window, family or tile; an inventory of sources that the family does not take; rules that this
-        release does not follow; an asset that cannot be read.
+      BadInput: wrong window, family or tile; an inventory of sources that the family does not take, or without any
+        optical one; rules that this release does not follow; an asset that cannot be read.
     """
+    said: list[str] = []
     row, col, height, width = window_of(window)
     profile = profile_for(family, native_dims=128)  # the width of the output plays no part before the encoder
     tile = tile_of(tile_name)
     inv = inventory.read_header(inv_path)
     check_imagery(profile, f"profile {profile.name}", inv)
+    missing = unsearched(profile, [s.name for s in inv.sources])
+    if "optical" in missing:
+        wants = " or ".join(missing["optical"])
+        raise BadInput(
+            f"{inv_path} has no optical source; profile {profile.name} wants {wants}: "
+            "build the inventory again with a second --catalog"
+        )
+    said += inv.period.warnings
+    if "radar" in missing:
+        said.append(
+            f"{inv_path} was never searched for radar: these d-pixels are optical alone, which profile {profile.name} "
+            f"does not declare, and embed refuses the inventory (it wants {' or '.join(missing['radar'])})"
+        )
     scenes = inventory.read_tile(inv_path, tile_name)
     rows, cols = range(row, row + height), range(col, col + width)
     with ThreadPoolExecutor(READERS) as pool:
@@ -57,11 +74,13 @@ def dpixels(
     pixels = build(stack, profile, rows)
     for orbit in ("ascending", "descending"):
         if not len(getattr(pixels, f"sar_{orbit}")):
-            warn(
+            said.append(
                 f"tile {tile_name}: no {orbit} pass in the window; sar_{orbit}.npy has shape (0, {height}, {width}, 2)"
             )
     if not len(pixels.doys):
-        warn(f"tile {tile_name}: no valid optical observation in the window")
+        said.append(f"tile {tile_name}: no valid optical observation in the window")
+    for text in said:
+        warn(text)
     save(pixels, Path(out))
     return {
         "out": out,
@@ -71,4 +90,5 @@ def dpixels(
         "s1_ascending_dates": len(pixels.sar_ascending_doy),
         "s1_descending_dates": len(pixels.sar_descending_doy),
         "valid_observations": int(pixels.masks.sum()),
+        "warnings": said,
     }

@@ -92,13 +92,11 @@ def check_sources(model: ModelFile, inv: Inventory) -> None:
     profile = model.profile
     check_imagery(profile, f"profile {profile.name} of {model.name}", inv)
     there = [s.name for s in inv.sources]
-    allowed = {"optical": profile.s2_sources, "radar": profile.s1_sources}
-    for sensor, names in allowed.items():
-        if not set(there) & set(names):
-            raise BadInput(
-                f"{inv.path} has no {sensor} source (it has {', '.join(there) or 'none'}); profile {profile.name} of "
-                f"{model.name} wants one of {', '.join(names)}: build the inventory again with a second --catalog"
-            )
+    for sensor, names in dpixels.unsearched(profile, there).items():
+        raise BadInput(
+            f"{inv.path} has no {sensor} source (it has {', '.join(there) or 'none'}); profile {profile.name} of "
+            f"{model.name} wants one of {', '.join(names)}: build the inventory again with a second --catalog"
+        )
 
 
 def check_tiles(inv: Inventory, tiles: Sequence[str]) -> None:

@@ -1,25 +1,37 @@
 """The inventory verbs: freeze the scenes of a run, tell why each is in or out, leave one out on the record."""
 
 import collections
+import contextlib
 import dataclasses
 import datetime as dt
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import importlib.metadata
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from model.errors import BadInput
+from pipeline.coverage import coverage_of, tile_counts, warnings_of
+from pipeline.parts import Part, Parts, fingerprint
+from pipeline.search_progress import Searched
 from transforms import grid
-from transforms.catalogs.items import record_of, utc_text
+from transforms.catalogs.api import ApiCatalog
+from transforms.catalogs.crew import Crew
+from transforms.catalogs.exchange import SLOTS
+from transforms.catalogs.hrefs import is_remote
+from transforms.catalogs.items import Found, Record, record_of, utc_text
 from transforms.catalogs.search import Catalog, open_catalog
 from transforms.catalogs.selection import select
 from transforms.inventory import Inventory, InventoryWriter, SourceRecord, read_header, read_tile
 from transforms.periods import Period
-from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Scene
+from transforms.scenes import S2, Scene
 
-Progress = Callable[[int, int, str], None]  # tiles done, tiles in all, the one just done
+Progress = Callable[[Searched], None]
+TILES_AHEAD = 2  # for each one that is searched: found before their turn to be written, and held until then
+ENDING_S = 3.0  # for threads that are in the middle of something when a build is given up
 
 
 def build(
@@ -30,22 +42,27 @@ def build(
     region_note: str | None = None,
     now: dt.datetime | None = None,
     progress: Progress | None = None,
+    command: str = "",
+    say: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Searches the catalogues tile by tile and writes the inventory.
+    """Searches the catalogues, several tiles at once, and writes the inventory in the order of tiles.
+
+    What is found stays beside `out` until the inventory is complete: the same call goes on after a crash or a kill.
 
     Args:
       catalogs: (what `search.open_catalog` takes, provider whose description the items follow or None).
       tiles: MGRS names. region_note: how they were chosen, for the record.
-      now: the freeze time; the clock's by default.
+      now: the freeze time; by default the clock's, when the first of the builds began that this one goes on with.
+      command: that begins this build again, for messages. say: is told what a person should know meanwhile.
 
     Returns:
-      The summary: `inventory, period, digest, frozen`; `tiles`: per tile the kept scenes by sensor and orbit, how many
-      are `dropped`, and `months`: dates with a kept scene; `dropped`: scenes by kind of reason; `ignored`: items that
-      belong to no source; `warnings`: in words.
+      The summary: `inventory, period, digest, frozen`; `tiles`: `coverage.tile_counts` of each; `coverage`: over all
+      tiles; `dropped`: scenes by kind of reason; `ignored`: items that belong to no source; `kept_tiles`: done by
+      earlier builds; `asked`: per API what it took; `warnings`: in words.
 
     Raises:
-      BadInput: an unknown tile or catalogue, two catalogues that give one source from different roots, or a search
-        that finds no optical scene for any tile.
+      BadInput: an unknown tile or catalogue, a catalogue that fails for good, two catalogues that give one source from
+        different roots, or a search that finds no optical scene for any tile.
     """
     if not catalogs:
         raise BadInput("no catalogue: give --catalog a provider, a URL or a path")
@@ -53,30 +70,46 @@ def build(
     if not wanted:
         raise BadInput("no tiles: give --tiles, --bbox, --region or --land")
     opened = [open_catalog(text, provider) for text, provider in catalogs]
-    frozen = utc_text(now or dt.datetime.now(dt.UTC))
-    sources: dict[str, SourceRecord] = {}
-    reasons: collections.Counter[str] = collections.Counter()
-    summary: dict[str, Any] = {}
-    with InventoryWriter(out, period, frozen, region_note or "") as writer:
-        for done, tile in enumerate(wanted, start=1):
-            scenes = select(_records(opened, tile, period, sources))
-            writer.add(tile.name, scenes)
-            summary[tile.name] = _counts(scenes, period)
-            reasons.update(_kind(s.dropped_reason) for s in scenes if not s.kept)
-            if progress is not None:
-                progress(done, len(wanted), tile.name)
-        if not any(counts[S2] for counts in summary.values()):
-            raise BadInput(_nothing(opened, period, [t.name for t in wanted], reasons))
-        inventory = writer.finish(sources.values())
+    parts = Parts(out, _arguments(catalogs, opened, period), utc_text(now or dt.datetime.now(dt.UTC)))
+    if parts.dropped:
+        say(f"{out}: what an earlier build with other arguments had found is dropped")
+    elif len(parts):
+        say(f"{out}: goes on with the build of {parts.frozen}; {len(parts)} tiles were searched then")
+    at_once = max(int(getattr(c, "tiles_at_once", 1)) for c in opened)
+    crew = Crew(at_once, "tile")
+    search = _TileSearch(opened, period, parts)
+    complete = False
+    try:
+        found = crew.ahead(search, wanted, at_once * TILES_AHEAD)
+        frozen = parts.frozen if now is None else utc_text(now)
+        written = _written(
+            InventoryWriter(out, period, frozen, region_note or ""), found, len(wanted), period, progress
+        )
+        complete = True
+        if written.inventory is None:
+            raise BadInput(_nothing(opened, period, [t.name for t in wanted], written.dropped, written.ignored))
+    except BadInput as e:
+        if complete or not len(parts):
+            raise
+        again = f"to go on: {command}" if command else "the same call goes on from there"
+        raise BadInput(f"{e}; {len(parts)} of {len(wanted)} tiles are done and kept, {again}") from None
+    finally:
+        for catalog in opened:
+            getattr(catalog, "stop", lambda: None)()
+        crew.stop(ENDING_S)
+        parts.close(remove=complete)
     return {
         "inventory": str(out),
         "period": period.name,
-        "digest": inventory.digest,
+        "digest": written.inventory.digest,
         "frozen": frozen,
-        "tiles": summary,
-        "dropped": dict(sorted(reasons.items())),
-        "ignored": {k: n for catalog in opened for k, n in sorted(catalog.ignored.items())},
-        "warnings": _warnings(summary),
+        "tiles": written.tiles,
+        "coverage": coverage_of(written.tiles),
+        "dropped": dict(sorted(written.dropped.items())),
+        "ignored": dict(sorted(_ignored(opened, written.ignored).items())),
+        "kept_tiles": written.kept_tiles,
+        "asked": {c.text: c.asked() for c in opened if isinstance(c, ApiCatalog)},
+        "warnings": warnings_of(written.tiles),
     }
 
 
@@ -127,67 +160,124 @@ def amend(inv: str | Path, drops: Sequence[tuple[str, str | None]], reason: str,
     return {"inventory": str(out), "digest": amended.digest, "amended": list(done)}
 
 
-def _records(
-    catalogs: Sequence[Catalog], tile: grid.Tile, period: Period, sources: dict[str, SourceRecord]
-) -> Iterable[Any]:
+class _TileSearch:
+    """Searches a tile: called from several threads."""
+
+    def __init__(self, catalogs: Sequence[Catalog], period: Period, parts: Parts) -> None:
+        self._catalogs, self._period, self._parts = catalogs, period, parts
+        # A catalogue that does not say that it can give several tiles at once gives one after the other.
+        self._locks = [None if hasattr(c, "tiles_at_once") else threading.Lock() for c in catalogs]
+
+    def __call__(self, tile: grid.Tile) -> Part:
+        """What an earlier build found, else what the catalogues give, which is then kept."""
+        if (kept := self._parts.load(tile.name)) is not None:
+            return kept
+        sources: dict[str, SourceRecord] = {}
+        ignored: collections.Counter[str] = collections.Counter()
+        scenes = select(self._records(tile, sources))
+        for catalog in self._catalogs:
+            if isinstance(catalog, ApiCatalog):
+                ignored.update(catalog.ignored_under(tile.name))
+        part = Part(tile.name, scenes, tuple(sources.values()), ignored)
+        self._parts.save(part)
+        return part
+
+    def _records(self, tile: grid.Tile, sources: dict[str, SourceRecord]) -> Iterator[Record]:
+        for catalog, lock in zip(self._catalogs, self._locks, strict=True):
+            for found in _listed(catalog, lock, tile, self._period):
+                record = record_of(found, tile, catalog.root)
+                if record is not None:
+                    _join(sources, SourceRecord(found.source.name, catalog.root, catalog.text))
+                    yield record
+
+
+def _listed(
+    catalog: Catalog, lock: contextlib.AbstractContextManager[Any] | None, tile: grid.Tile, period: Period
+) -> Iterable[Found]:
+    if lock is None:
+        return catalog.items(tile, period)
+    # A server that is asked by other means than ours counts among the searches of the process all the same.
+    with lock, SLOTS if is_remote(catalog.root) else contextlib.nullcontext():
+        return list(catalog.items(tile, period))
+
+
+def _join(sources: dict[str, SourceRecord], new: SourceRecord) -> None:
+    """Raises BadInput where the source has another root already."""
+    entry = sources.setdefault(new.name, new)
+    if entry.root != new.root:
+        raise BadInput(
+            f"catalogues {entry.catalog} and {new.catalog} both hold {new.name}: an inventory has one root for "
+            "a source; join the folders, or give one of them"
+        )
+
+
+@dataclasses.dataclass
+class _Written:
+    """What was written: the summary of `build` in the making; no inventory where no tile has an optical scene."""
+
+    tiles: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    ignored: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    kept_tiles: int = 0
+    inventory: Inventory | None = None
+
+
+def _written(
+    into: InventoryWriter, found: Iterable[Part], tiles: int, period: Period, progress: Progress | None
+) -> _Written:
+    """Takes the parts as they come, in the order of tiles; one at a time is held here."""
+    said, sources, scenes = _Written(), dict[str, SourceRecord](), 0
+    with into as writer:
+        for part in found:
+            for source in part.sources:
+                _join(sources, source)
+            writer.add(part.tile, part.scenes)
+            said.tiles[part.tile] = tile_counts(part.scenes, period)
+            said.dropped.update(_kind(s.dropped_reason) for s in part.scenes if not s.kept)
+            said.ignored.update(part.ignored)
+            said.kept_tiles += part.kept
+            scenes += len(part.scenes)
+            if progress is not None:
+                progress(Searched(len(said.tiles), tiles, said.kept_tiles, part.tile, scenes))
+        if any(counts[S2] for counts in said.tiles.values()):
+            said.inventory = writer.finish(sources.values())
+    return said
+
+
+def _arguments(catalogs: Sequence[tuple[str, str | None]], opened: Sequence[Catalog], period: Period) -> list[Any]:
+    """All that decides what is found for a tile; not which tiles are wanted, so that more of them may join."""
+    files = [None if is_remote(c.root) else fingerprint(c.text) for c in opened]
+    roots = [c.root for c in opened]
+    return [importlib.metadata.version("tessera-beam"), period.name, [list(c) for c in catalogs], roots, files]
+
+
+def _ignored(catalogs: Sequence[Catalog], of_tiles: Mapping[str, int]) -> collections.Counter[str]:
+    """Items that were passed over: APIs tell them tile by tile, other catalogues at once."""
+    said = collections.Counter(of_tiles)
     for catalog in catalogs:
-        for found in catalog.items(tile, period):
-            record = record_of(found, tile, catalog.root)
-            if record is None:
-                continue
-            name = found.source.name
-            entry = sources.setdefault(name, SourceRecord(name, catalog.root, catalog.text))
-            if entry.root != catalog.root:
-                raise BadInput(
-                    f"catalogues {entry.catalog} and {catalog.text} both hold {name}: an inventory has one root for "
-                    "a source; join the folders, or give one of them"
-                )
-            yield record
-
-
-def _counts(scenes: Sequence[Scene], period: Period) -> dict[str, Any]:
-    """What the summary says of a tile; a month without a date is listed with 0."""
-    kept = [s for s in scenes if s.kept]
-    days = {(s.sensor, s.day) for s in kept}
-    months = {}
-    day = period.start
-    while day <= period.end:
-        months[f"{day:%Y-%m}"] = {S2: 0, S1: 0}
-        day = (day.replace(day=1) + dt.timedelta(days=32)).replace(day=1)
-    for sensor, day in days:
-        months[f"{day:%Y-%m}"][sensor] += 1
-    return {
-        S2: sum(s.sensor == S2 for s in kept),
-        **{f"{S1} {o}": sum(s.orbit == o for s in kept if s.sensor == S1) for o in (ASCENDING, DESCENDING)},
-        "dropped": len(scenes) - len(kept),
-        "months": months,
-    }
+        if not isinstance(catalog, ApiCatalog):
+            said.update(catalog.ignored)
+    return said
 
 
 def _kind(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def _warnings(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    said = []
-    for name, counts in tiles.items():
-        if not counts[S2]:
-            said.append(f"tile {name}: no Sentinel-2 scene; none of its pixels will have an embedding")
-            continue
-        if not counts[f"{S1} {ASCENDING}"] + counts[f"{S1} {DESCENDING}"]:
-            said.append(f"tile {name}: no Sentinel-1 scene; embeddings are computed without radar")
-        if empty := [month for month, dates in counts["months"].items() if not dates[S2]]:
-            said.append(f"tile {name}: no Sentinel-2 date in {', '.join(empty)}")
-    return said
-
-
-def _nothing(catalogs: Sequence[Catalog], period: Period, tiles: Sequence[str], reasons: Mapping[str, int]) -> str:
+def _nothing(
+    catalogs: Sequence[Catalog],
+    period: Period,
+    tiles: Sequence[str],
+    reasons: Mapping[str, int],
+    of_tiles: Mapping[str, int],
+) -> str:
     few = ", ".join(tiles[:5]) + (f" and {len(tiles) - 5} more" if len(tiles) > 5 else "")
     said = f"period {period.name}: no usable Sentinel-2 scene of {few}"
     if reasons:
         said += "; left out: " + ", ".join(f"{n} for {kind}" for kind, n in sorted(reasons.items()))
     for catalog in catalogs:
-        ignored = ", ".join(f"{n} items of {what}" for what, n in sorted(catalog.ignored.items()))
+        passed_over = of_tiles if isinstance(catalog, ApiCatalog) else catalog.ignored
+        ignored = ", ".join(f"{n} items of {what}" for what, n in sorted(passed_over.items()))
         has = f"has {catalog.span()}" if catalog.span() else "has nothing there"
         said += f"; {catalog.text} {has}" + (f" (passed over: {ignored})" if ignored else "")
     return f"{said}; choose another period, other tiles or another catalogue"

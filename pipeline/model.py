@@ -160,7 +160,8 @@ def gate_all(
       what was found (of several files: {"models": [..], "ok": bool}), and whether all of it is as it must be.
 
     Raises:
-      BadInput: what `gate_model` refuses, for any of the files; one checkpoint for several files.
+      BadInput: what `gate_model` refuses of a single file; one checkpoint for several files. Of several, a file that
+        is refused is one of the results, with why under "refused".
     """
     if len(paths) == 1:
         return gate_model(paths[0], against, full, report)
@@ -168,13 +169,27 @@ def gate_all(
         raise BadInput(f"--against {against}: one checkpoint proves one model file, and {len(paths)} were given")
     if report is not None and not Path(report).is_dir():
         raise BadInput(f"--report {report}: for {len(paths)} model files it must be a folder that exists")
-    found = []
+    found: list[dict[str, Any]] = []
+    pages = page_names(paths)
     for n, path in enumerate(paths):
         say(f"{n + 1} of {len(paths)}: {path}")
-        page_of = None if report is None else Path(report) / f"{Path(path).stem}.html"
-        found.append(gate_model(path, None, full, page_of)[0])
+        page_of = None if report is None else Path(report) / pages[n]
+        try:
+            found.append(gate_model(path, None, full, page_of)[0])
+        except BadInput as e:  # the others are judged all the same
+            found.append({"path": str(path), "ok": False, "refused": str(e), "checks": []})
     ok = all(f["ok"] for f in found)
-    return {"models": found, "ok": ok}, ok
+    return {"models": found, "ok": ok, "refused": sum("refused" in f for f in found)}, ok
+
+
+def page_names(paths: Sequence[str | Path]) -> list[str]:
+    """A page's file name for each model file: its own name, with its folders where two have the same."""
+    stems = [Path(p).stem for p in paths]
+    names = [
+        stem if stems.count(stem) == 1 else "-".join(Path(p).with_suffix("").parts).strip("/-")
+        for p, stem in zip(paths, stems, strict=True)
+    ]
+    return [f"{name}.html" if names.count(name) == 1 else f"{name}-{n + 1}.html" for n, name in enumerate(names)]
 
 
 def gate_model(

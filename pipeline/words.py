@@ -2,17 +2,55 @@
 
 from typing import Any
 
+NAMED = 20  # tiles that are told one by one; --json has them all
+WARNINGS = 10
+
 
 def inventory(r: dict[str, Any]) -> str:
     lines = [f"{r['inventory']}  period {r['period']}  digest {r['digest'][:12]}"]
-    for tile, n in r["tiles"].items():
+    for tile, n in list(r["tiles"].items())[:NAMED]:
         lines.append(
             f"  {tile}  S2 {n['S2']:4d}  S1 ascending {n['S1 ascending']:3d}  descending {n['S1 descending']:3d}"
             f"  left out {n['dropped']}"
         )
+    if len(r["tiles"]) > NAMED:
+        lines.append(f"  and {len(r['tiles']) - NAMED} more tiles")
     if r["dropped"]:
         lines.append("  left out: " + ", ".join(f"{n} {why}" for why, n in r["dropped"].items()))
-    return "\n".join(lines)
+    if r["ignored"]:
+        lines.append("  passed over: " + ", ".join(f"{n} {what}" for what, n in r["ignored"].items()))
+    return "\n".join([*lines, *_coverage(r["coverage"])])
+
+
+def _coverage(c: dict[str, Any]) -> list[str]:
+    """Dates a tile, month by month, and the tiles with fewest."""
+    lines = [f"  dates in {c['tiles']} tiles: median (fewest)", "           S2          S1 ascending  S1 descending"]
+    for month, kinds in c["months"].items():
+        cells = [f"{k['median']:g} ({k['fewest']})" for k in kinds.values()]
+        none = kinds["S2"]["tiles_without"]
+        more = f"no optical date in {none} of {c['tiles']}" if none else ""
+        lines.append(f"  {month}  {cells[0]:10}  {cells[1]:12}  {cells[2]:12}  {more}".rstrip())
+    for w in c["worst"]:
+        empty = ", ".join(w["months_without_optical"])
+        lines.append(
+            f"  {w['tile']} has {w['optical_dates']} optical and {w['radar_dates']} radar dates"
+            + (f"; without an optical one: {empty}" if empty else "")
+        )
+    return lines
+
+
+def inventory_warnings(r: dict[str, Any]) -> list[str]:
+    """The first of the warnings, and how many more there are."""
+    said: list[str] = r["warnings"]
+    if len(said) <= WARNINGS:
+        return said
+    c = r["coverage"]
+    return [
+        *said[:WARNINGS],
+        f"and {len(said) - WARNINGS} more (--json has all): of {c['tiles']} tiles, {c['tiles_without_optical']} have "
+        f"no optical scene, {c['tiles_without_radar']} no radar, {c['tiles_with_empty_months']} a month without "
+        "optical dates",
+    ]
 
 
 def amended(r: dict[str, Any]) -> str:
@@ -41,6 +79,8 @@ def embedded(r: dict[str, Any]) -> str:
         f"{t['blocks_skipped']} were there before, {t['blocks_failed']} failed",
         f"{t['pixels']:,} pixels embedded in {r['seconds']:,} s{rate}",
     ]
+    if t["blocks_done"] and not t["pixels"] and not t["blocks_failed"]:
+        lines.append("  no pixel of the region had a valid optical observation: is the region where the scenes are?")
     for f in r["failures"]:
         lines.append(failure(f))
     if t["blocks_failed"] > len(r["failures"]):
@@ -86,6 +126,8 @@ def gated(r: dict[str, Any]) -> str:
     if "models" in r:
         passed = sum(m["ok"] for m in r["models"])
         return "\n".join([*map(gated, r["models"]), f"{passed} of {len(r['models'])} files passed"])
+    if "refused" in r:
+        return f"{r['path']}: REFUSED, {r['refused']}"
     lines = [f"{r['name']} ({r['path']}): {'passed' if r['ok'] else 'REFUSED'}"]
     for c in r["checks"]:
         lines.append(f"  {'ok    ' if c['ok'] else 'FAILED'}  {c['name']}: {c['measured']} (limit: {c['limit']})")

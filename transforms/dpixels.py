@@ -1,12 +1,9 @@
 """D-pixels: a window's year of Sentinel-2 and Sentinel-1, masked, in the published layout."""
 
 import dataclasses
-import datetime as dt
 import itertools
-import tokenize
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,46 +12,30 @@ from numpy.typing import NDArray
 from model.errors import BadInput
 from model.profile import RULES, S1_BANDS, S2_BANDS, Profile
 from transforms.grid import Tile
-from transforms.read import Centres, Patch, ReadError, bilinear, centres_in, halo_px, nearest, nearest_across, read_for
+from transforms.layout import LAYOUT, DPixels, load, save
+from transforms.radar import WIDTHS, Pass, read_passes, scale_s1
+from transforms.read import Patch, ReadError, halo_px, read_for
+from transforms.resample import valid_10_m, write_10_m
 from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Asset, Scene
 
-
-@dataclasses.dataclass(frozen=True)
-class DPixels:
-    """All observations of a window of H x W pixels; what `bands.npy` and its siblings hold.
-
-    Attributes:
-      bands: (T, H, W, 10) uint16 DN after the offset rule, order of the profile, by date. Where `masks` is 0 the
-        value is that of the day's first scene and means nothing.
-      masks: (T, H, W) uint8, 1 = valid.
-      doys: (T,) uint16 day of year, 1..366.
-      sar_ascending, sar_descending: (T, H, W, 2) int16 scaled VV, VH by date; 0 = no data.
-      sar_ascending_doy, sar_descending_doy: (T,) int16.
-    """
-
-    bands: NDArray[np.uint16]
-    masks: NDArray[np.uint8]
-    doys: NDArray[np.uint16]
-    sar_ascending: NDArray[np.int16]
-    sar_ascending_doy: NDArray[np.int16]
-    sar_descending: NDArray[np.int16]
-    sar_descending_doy: NDArray[np.int16]
+__all__ = [
+    "FOLLOWED", "LAYOUT", "DPixels", "OpticalLayer", "Stack", "build", "load", "read_stack", "save", "scale_s1",
+    "unbuildable", "unsearched",
+]  # fmt: skip
 
 
-CHUNK_PX = 1 << 18  # pixels that a reader has in double precision at once: it keeps to the budget of `memory`
-LAYOUT = tuple(f.name for f in dataclasses.fields(DPixels))  # the file names of the published layout, less `.npy`
-WIDTHS = {"float64": np.float64, "float32": np.float32}  # that `scale_s1` reckons in
+CHUNK_PX = 1 << 16  # pixels of a day that are made at once: a band's 32-bit numbers stay in the cache
 # Of every field of a profile that decides about pixels, what is built here. The classes of `scl_invalid`, the order of
 # `s2_bands` and each scene's offset are followed as they stand. Anything else is refused: see `unbuildable`.
 FOLLOWED: dict[str, tuple[Any, ...]] = {
     "s2_resampling": ("bilinear", "nearest"),
-    "s1_resampling": ("nearest",),
+    "s1_resampling": ("nearest", "bilinear"),
     "s1_arithmetic": tuple(WIDTHS),
     "s1_scaling": ("trunc(clip((20 log10 x + 50) * 200, 0, 32767)), x <= 0 is 0",),
     "s1_bands": (S1_BANDS,),
     "day_rule": ("utc-date",),
     "s2_order": ("datetime-ascending",),
-    "s1_order": ("datetime-descending",),
+    "s1_order": ("datetime-descending", "catalogue-order"),
     "offset_rule": ("subtract-where-at-least",),
 }
 
@@ -75,6 +56,15 @@ def unbuildable(profile: Profile) -> list[str]:
     if profile.coverage_rule.partition(":")[0] != "none":
         faults.append(f"its coverage_rule is {profile.coverage_rule!r}, no date is left out here")
     return faults
+
+
+def unsearched(profile: Profile, sources: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The sensors that a profile takes and an inventory of these sources never searched, with the sources it takes.
+
+    A profile without any radar source declares the mode "optical alone"; none that is published does.
+    """
+    takes = {"optical": profile.s2_sources, "radar": profile.s1_sources}
+    return {sensor: names for sensor, names in takes.items() if names and not {*names} & {*sources}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,28 +90,7 @@ class Stack:
     rows: range
     cols: range
     days: tuple[tuple[int, tuple[OpticalLayer, ...]], ...]
-    passes: tuple[tuple[str, int, NDArray[np.int16]], ...]
-
-
-def scale_s1(power: NDArray[np.float32], arithmetic: str = "float64") -> NDArray[np.int16]:
-    """Linear gamma0 to the stored int16: trunc(clip((20 log10 x + 50) * 200, 0, 32767)); x <= 0 or NaN gives 0.
-
-    20 log10 of a power is twice its decibels; the weights were trained on it (trap T20).
-
-    Args:
-      arithmetic: key of `WIDTHS`: the reference takes float64 for RTC and float32 for OPERA, which moves some values
-        by 1. In float32 the logarithm is that of float64, rounded: NumPy's own differs from processor to processor.
-    """
-    flat = power.reshape(-1)
-    out = np.empty(flat.shape, np.int16)
-    for start in range(0, flat.size, CHUNK_PX):
-        x = flat[start : start + CHUNK_PX].astype(np.float64)
-        good = x > 0
-        y = np.zeros(x.shape, np.float64)
-        np.log10(x, out=y, where=good)
-        y = y.astype(WIDTHS[arithmetic], copy=False)
-        out[start : start + CHUNK_PX] = np.clip(np.where(good, (20 * y + 50) * 200, 0), 0, 32767)
-    return out.reshape(power.shape)
+    passes: tuple[Pass, ...]
 
 
 def _ordered(scenes: Iterable[Scene], sensor: str) -> list[Scene]:
@@ -171,7 +140,7 @@ def read_stack(
     layers.sort(key=lambda x: (x.scene.day, x.scene.order))
     by_day = itertools.groupby(layers, lambda x: x.scene.day)
     days = tuple((day.timetuple().tm_yday, tuple(group)) for day, group in by_day)
-    return Stack(tile, rows, cols, days, _read_passes(s1, roots, profile, tile, rows, cols, pool))
+    return Stack(tile, rows, cols, days, read_passes(s1, roots, profile, tile, rows, cols, pool))
 
 
 def _all_of(pool: Executor, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -217,69 +186,11 @@ def _read_bands(scene: Scene, root: str, profile: Profile, tile: Tile, rows: ran
     return tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile) if mixes else 0) for a in assets)
 
 
-def _at_10_m(patch: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.uint16]:
-    """A band's DN at each 10 m pixel, 0 where there is none."""
-    if profile.s2_resampling == "bilinear":
-        return bilinear(patch, tile, rows, cols)
-    return nearest(patch, tile, rows, cols, fill=0).astype(np.uint16, copy=False)
-
-
 def _valid(scl: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.bool_] | None:
-    """(H, W) True where the scene class is none of the masked ones, None where it is nowhere.
-
-    Outside the file, and where the file has nodata, the class counts as 0.
-    """
+    """(H, W) True where the scene class is none of the masked ones, None where it is nowhere."""
     table = np.ones(256, bool)
     table[list(profile.scl_invalid)] = False
-    # At 20 m first: most windows of a planet lie under cloud or outside the swath on most dates.
-    if not (table[0] or table[scl.data[scl.inside]].any()):
-        return None
-    valid: NDArray[np.bool_] = table[nearest(scl, tile, rows, cols, fill=0)]
-    return valid if valid.any() else None
-
-
-def _read_passes(
-    s1: list[Scene], roots: dict[str, str], profile: Profile, tile: Tile, rows: range, cols: range, pool: Executor
-) -> tuple[tuple[str, int, NDArray[np.int16]], ...]:
-    """S1 by (date, orbit): per polarisation the first scene, in the order of the inventory, whose value is not zero."""
-    zones = sorted({a.epsg for s in s1 for a in s.assets if a.epsg != tile.epsg})
-    centres = dict(zip(zones, pool.map(lambda epsg: centres_in(tile, epsg, rows, cols), zones), strict=True))
-    read = _all_of(pool, [(_read_radar, s, roots[s.source], profile, tile, rows, cols, centres) for s in s1])
-    merged: dict[tuple[dt.date, str], tuple[int, NDArray[np.int16]]] = {}
-    for scene, values in zip(s1, read, strict=True):
-        if values is None:
-            continue
-        key = (scene.day, scene.orbit)
-        if key not in merged:
-            merged[key] = (scene.day.timetuple().tm_yday, values)
-        else:
-            first = merged[key][1]
-            np.copyto(first, values, where=first == 0)  # VV and VH of a pixel may come from different scenes
-    return tuple((orbit, *merged[day, orbit]) for day, orbit in sorted(merged))
-
-
-def _read_radar(
-    scene: Scene, root: str, profile: Profile, tile: Tile, rows: range, cols: range, centres: dict[int, Centres]
-) -> NDArray[np.int16] | None:
-    """(H, W, 2) scaled VV, VH of one scene; None when no value of it is positive, as the reference drops it.
-
-    Never None where a pixel without radar is given all time steps: these must not be the window's.
-    """
-    out = np.zeros((len(rows), len(cols), 2), np.int16)
-    seen = profile.empty_modality == "all-steps"
-    for k, band in enumerate(profile.s1_bands):
-        asset = scene.asset(band)
-        if asset is None:
-            continue
-        if asset.epsg == tile.epsg:
-            patch = read_for(scene, asset, root, tile, rows, cols)
-            power = nearest(patch, tile, rows, cols, fill=0).astype(np.float32, copy=False)
-        else:
-            power = nearest_across(scene, asset, root, centres[asset.epsg], fill=0)
-        if (power > 0).any():
-            seen = True
-            out[..., k] = scale_s1(power, profile.s1_arithmetic)
-    return out if seen else None
+    return valid_10_m(scl, table, tile, rows, cols)
 
 
 def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
@@ -291,27 +202,14 @@ def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
     Returns:
       DPixels of (len(rows), len(stack.cols)) pixels. A date without a valid pixel in these rows is still there.
     """
-    H, W = len(rows), len(stack.cols)
-    T = len(stack.days)
-    bands = np.zeros((T, H, W, len(profile.s2_bands)), np.uint16)
+    H, W, T = len(rows), len(stack.cols), len(stack.days)
+    bands = np.empty((T, H, W, len(profile.s2_bands)), np.uint16)
     masks = np.zeros((T, H, W), bool)
-    for t, (_, layers) in enumerate(stack.days):
-        for n, layer in enumerate(layers):
-            valid = _valid(layer.scl, profile, stack.tile, rows, stack.cols)
-            if n and valid is None:
-                continue
-            wins = masks[t] if valid is None else valid & ~masks[t]
-            for k, patch in enumerate(layer.bands):
-                value = _at_10_m(patch, profile, stack.tile, rows, stack.cols)
-                if offset := layer.scene.offset_dn:
-                    np.subtract(value, np.uint16(offset), out=value, where=value >= offset)
-                # The first layer lies below the whole day, so that what is never valid is the same in every run.
-                if n == 0:
-                    bands[t, ..., k] = value
-                else:
-                    np.copyto(bands[t, ..., k], value, where=wins)
-            if valid is not None:
-                masks[t] |= valid
+    step = max(2, CHUNK_PX // max(W, 1) // 2 * 2)
+    for start in range(0, H, step):  # a few rows at a time, so that a day's ten bands stay in the cache
+        part = slice(start, start + step)
+        for t, (_, layers) in enumerate(stack.days):
+            _mosaic(bands[t, part], masks[t, part], layers, profile, stack.tile, rows[part], stack.cols)
     first = rows.start - stack.rows.start
     window = slice(first, first + H)
     radar = {}
@@ -330,71 +228,30 @@ def build(stack: Stack, profile: Profile, rows: range) -> DPixels:
     )
 
 
-def save(pixels: DPixels, folder: Path) -> None:
-    """Writes the published layout, one `.npy` an array."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in LAYOUT:
-        np.save(folder / f"{name}.npy", getattr(pixels, name), allow_pickle=False)
+def _mosaic(
+    bands: NDArray[np.uint16],
+    masks: NDArray[np.bool_],
+    layers: Sequence[OpticalLayer],
+    profile: Profile,
+    tile: Tile,
+    rows: range,
+    cols: range,
+) -> None:
+    """Fills a day's `bands` (H, W, 10) and `masks` (H, W): of each pixel the first layer that is valid there.
 
-
-def _read_array(path: Path) -> NDArray[np.generic]:
-    # Not `np.load`, which takes an archive for an array too. A damaged header ends in any of these errors.
-    try:
-        with path.open("rb") as file:
-            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError) as e:
-        raise BadInput(f"{path}: not a whole .npy file ({e})") from None
-
-
-def load(folder: Path, warn: Callable[[str], None]) -> DPixels:
-    """Reads the published layout.
-
-    A missing orbit is taken as (0, H, W, 2), with a word to `warn`. Everything else must be there: the reference takes
-    missing masks and days for all-valid or day 0 (traps T16, T17).
-
-    Raises:
-      BadInput: files missing, unreadable, of wrong dtype or shape, days outside 1..366, masks beyond 0 and 1.
+    The first layer lies below the whole day, so that what is never valid is the same in every run.
     """
-    if not folder.is_dir():
-        raise BadInput(f"--dpixels {folder}: no such folder")
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for name in LAYOUT:
-        path = folder / f"{name}.npy"
-        if path.exists():
-            arrays[name] = _read_array(path)
-    for name in ("bands", "masks", "doys"):
-        if name not in arrays:
-            raise BadInput(f"{folder}: {name}.npy is missing; a d-pixel folder has {', '.join(LAYOUT)}")
-    bands = arrays["bands"]
-    if bands.ndim != 4 or bands.shape[3] != 10:
-        raise BadInput(f"{folder}/bands.npy: shape {bands.shape}; (T, H, W, 10) was expected")
-    T, H, W, _ = bands.shape
-    for orbit in (ASCENDING, DESCENDING):
-        name = f"sar_{orbit}"
-        if (name in arrays) != (f"{name}_doy" in arrays):
-            there, gone = (name, f"{name}_doy") if name in arrays else (f"{name}_doy", name)
-            raise BadInput(f"{folder}: {there}.npy without {gone}.npy")
-        if name not in arrays:
-            warn(f"{folder}: no {name}.npy; taken as an orbit without any pass")
-            arrays[name] = np.zeros((0, H, W, 2), np.int16)
-            arrays[f"{name}_doy"] = np.zeros(0, np.int16)
-    wanted = {"bands": (np.uint16, (T, H, W, 10)), "masks": (np.uint8, (T, H, W)), "doys": (np.uint16, (T,))}
-    for orbit in (ASCENDING, DESCENDING):
-        steps = next(iter(arrays[f"sar_{orbit}"].shape), 0)
-        wanted[f"sar_{orbit}"] = (np.int16, (steps, H, W, 2))
-        wanted[f"sar_{orbit}_doy"] = (np.int16, (steps,))
-    for name, (dtype, shape) in wanted.items():
-        a = arrays[name]
-        if a.shape != shape:
-            raise BadInput(f"{folder}/{name}.npy: shape {a.shape}, {shape} was expected")
-        if name.endswith(("doys", "_doy")):
-            if not np.issubdtype(a.dtype, np.integer) or (a.size and not (a.min() >= 1 and a.max() <= 366)):
-                raise BadInput(f"{folder}/{name}.npy: days of year must be whole numbers in 1..366")
-            arrays[name] = a.astype(dtype)
-        elif name == "masks" and a.dtype == np.bool_:
-            arrays[name] = a.view(np.uint8)
-        elif a.dtype != dtype:
-            raise BadInput(f"{folder}/{name}.npy: dtype {a.dtype}, {np.dtype(dtype)} was expected")
-        elif name == "masks" and a.size and a.max() > 1:
-            raise BadInput(f"{folder}/masks.npy: it holds {a.max()}; masks are 0 and 1 (1 = valid)")
-    return DPixels(**arrays)  # type: ignore[arg-type]
+    mixes = profile.s2_resampling == "bilinear"
+    for n, layer in enumerate(layers):
+        valid = _valid(layer.scl, profile, tile, rows, cols)
+        if n and valid is None:
+            continue
+        wins = None if n == 0 or valid is None else valid & ~masks
+        if wins is None:
+            write_10_m(bands, layer.bands, tile, rows, cols, mixes, layer.scene.offset_dn)
+        else:
+            values = np.empty_like(bands)
+            write_10_m(values, layer.bands, tile, rows, cols, mixes, layer.scene.offset_dn)
+            np.copyto(bands, values, where=wins[..., None])
+        if valid is not None:
+            masks |= valid

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 # so it belongs to the plan. On a CPU larger ones spill the activations out of the cache; a GPU needs them large.
 MICRO_BATCH_PX = {CPU: 256, CUDA: 4096}
 IN_FLIGHT = 3  # batches built ahead of the session
+TURN_PX = 1024  # pixels whose series are turned from one plane a date to one row a pixel at once
 PENDING_BYTES = 256 << 20  # token rows that wait for their batch to fill up; beyond it the largest group goes early
 
 
@@ -41,6 +43,8 @@ def provider_for(device: str, model: ModelFile | None = None) -> str:
       BadInput: onnxruntime is missing or there twice, or has not what was asked: never the CPU in place of CUDA; a file
         that was not made for the device.
     """
+    if model is not None and device in PROVIDERS:
+        check_pairing(model, PROVIDERS[device])  # first: no other onnxruntime would help
     provider = _provider(device)
     if model is not None:
         if device == "auto" and "cuda" not in model.variant.devices:
@@ -170,14 +174,21 @@ def _join(parts: list[Tokens]) -> Tokens:
 
 def observation_counts(pixels: DPixels) -> NDArray[np.uint16]:
     """(H, W, 3) valid observations: S2, S1 ascending, S1 descending. Radar is there where VV or VH is not zero."""
-    return np.stack(
-        [
-            pixels.masks.sum(0, dtype=np.uint16),
-            pixels.sar_ascending.any(-1).sum(0, dtype=np.uint16),
-            pixels.sar_descending.any(-1).sum(0, dtype=np.uint16),
-        ],
-        axis=-1,
-    )
+    valid = (pixels.masks.view(bool), _observed(pixels.sar_ascending), _observed(pixels.sar_descending))
+    return np.stack([_count(v) for v in valid], axis=-1)
+
+
+def _observed(sar: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """(T, H, W) whether VV or VH (T, H, W, 2) is not zero: both are looked at as one number."""
+    observed: NDArray[np.bool_] = np.ascontiguousarray(sar).view(np.int32)[..., 0] != 0
+    return observed
+
+
+def _count(valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """How many are True along the first axis; in bytes, as long as they cannot overflow."""
+    width = np.uint8 if len(valid) < 256 else np.uint16
+    counts: NDArray[np.uint16] = valid.view(np.uint8).sum(0, dtype=width).astype(np.uint16)
+    return counts
 
 
 def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile, place: Place) -> Iterator[Tokens]:
@@ -194,26 +205,27 @@ def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile, plac
       BadInput: a profile whose rules about token rows contradict each other.
     """
     sampler = sampler_of(profile)
-    y, x = np.nonzero(wanted)
-    if not len(y):
+    where = np.flatnonzero(wanted)
+    if not len(where):
         return
     sar = np.concatenate([pixels.sar_ascending, pixels.sar_descending])  # ascending first: order is part of the rule
     sar_doy = np.concatenate([pixels.sar_ascending_doy, pixels.sar_descending_doy])
     orbit = np.repeat(np.array([0, 1], np.uint8), [len(pixels.sar_ascending_doy), len(pixels.sar_descending_doy)])
-    valid2 = pixels.masks[:, y, x].T.astype(bool)  # (N, T2)
-    valid1 = np.asarray(sar[:, y, x].any(-1)).T  # (N, T1)
+    valid2 = _series_of(pixels.masks.view(bool), where)  # (N, T2)
+    valid1 = _series_of(_observed(sar), where)  # (N, T1)
     # A hash a pixel, some per cent of the work: made for samplers too that do not draw.
+    y, x = np.divmod(where, wanted.shape[1])
     seeds2, seeds1 = (seeds_of(profile.name, place, sensor, y, x) for sensor in ("s2", "s1"))
     t2, t1 = sampler.length(valid2.sum(1)), sampler.length(valid1.sum(1))
     key = t2 * 1024 + t1
     order = np.argsort(key, kind="stable")
     starts = np.flatnonzero(np.diff(key[order], prepend=-1))
     for group in np.split(order, starts[1:]):
-        at = y[group], x[group]
+        at = where[group]
         rows2 = sampler.rows(valid2[group], int(t2[group[0]]), seeds2[group])
         rows1 = sampler.rows(valid1[group], int(t1[group[0]]), seeds1[group])
         yield Tokens(
-            at[0] * wanted.shape[1] + at[1],
+            at,
             _taken(pixels.bands, rows2, at),
             _taken(pixels.doys, rows2).astype(np.int16),
             _taken(sar, rows1, at),
@@ -222,15 +234,37 @@ def tokens_of(pixels: DPixels, wanted: NDArray[np.bool_], profile: Profile, plac
         )
 
 
-def _taken(series: NDArray[Any], rows: NDArray[np.int64], at: tuple[NDArray[np.int64], ...] = ()) -> NDArray[Any]:
-    """What a series (T, ..) holds at time steps (N, L), of the pixels `at` (N,) where it has pixels; absent rows are 0.
+def _series_of(valid: NDArray[np.bool_], where: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N, T) of the pixels `where` of (T, H, W)."""
+    flat = valid.reshape(len(valid), math.prod(valid.shape[1:]))
+    out = np.empty((len(where), len(valid)), bool)
+    whole = len(where) == flat.shape[1]
+    for start in range(0, len(where), TURN_PX):  # what is turned at once stays in the cache
+        part = slice(start, start + TURN_PX)
+        out[part] = (flat[:, part] if whole else flat[:, where[part]]).T
+    return out
+
+
+def _taken(series: NDArray[Any], rows: NDArray[np.int64], at: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    """What a series (T, ..) holds at time steps (N, L); absent rows are 0.
 
     Day 0 marks a row as absent: the model gives it zeros after standardisation.
+
+    Args:
+      at: (N,) pixels in the flattened window of a series (T, H, W, ..); None for one that all pixels share.
     """
     absent = rows[:, 0] == ABSENT  # the rows of a pixel are absent together
+    inner = series.shape[1:] if at is None else series.shape[3:]
     if absent.all():  # of any time step, or of all: there may be none
-        return np.zeros((*rows.shape, *series.shape[1 + len(at) :]), series.dtype)
-    taken: NDArray[Any] = series[(rows, *(i[:, None] for i in at))]  # ABSENT takes the last step, to be overwritten
+        return np.zeros((*rows.shape, *inner), series.dtype)
+    if at is None:
+        taken: NDArray[Any] = series.take(rows, mode="clip")  # ABSENT takes the first step, to be overwritten
+    else:
+        size = series.shape[1] * series.shape[2]
+        # One flat index a row: a pixel's ten bands lie side by side and are copied as one piece.
+        flat = rows * size
+        flat += at[:, None]
+        taken = series.reshape(-1, *inner).take(flat, axis=0, mode="clip")
     taken[absent] = 0
     return taken
 

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.errors import BadInput
+from transforms.catalogs.registry import BY_NAME
+from transforms.catalogs.source import BY_CATALOGUE
 from transforms.periods import Period, period_of
 from transforms.scenes import ASCENDING, DESCENDING, S2, Asset, Scene
 
@@ -134,11 +136,19 @@ class Inventory:
 def tile_digest(scenes: Iterable[Scene]) -> str:
     """sha256 over what decides a tile's pixels: its kept scenes, their files and their offset, in any order.
 
-    Not in it: roots, clocks, cloud cover, the words of reasons, and places in the order, which follow from time and id.
+    Not in it: roots, clocks, cloud cover, the words of reasons, and places in the order, which follow from time and id;
+    but where a source's order is its catalogue's, which nothing else tells, the order of its kept scenes is in it.
     """
+    scenes = list(scenes)
     words = ("order", "cloud_cover", "offset_reason", "kept", "dropped_reason")
     kept = [{k: v for k, v in _row(s).items() if k not in words} for s in scenes if s.kept]
-    return _digest(sorted(_canonical(s) for s in kept))
+    listed = sorted((s for s in scenes if s.kept and _as_listed(s.source)), key=lambda s: (s.source, s.order))
+    order = [_canonical(["order", [[s.source, s.id] for s in listed]])] if listed else []
+    return _digest(sorted(_canonical(s) for s in kept) + order)
+
+
+def _as_listed(source: str) -> bool:
+    return source in BY_NAME and BY_NAME[source].order == BY_CATALOGUE
 
 
 def rows_digest(scenes: Iterable[Scene]) -> str:

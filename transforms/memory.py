@@ -17,7 +17,9 @@ VALID_BYTES = 1  # a scene's mask while a strip is read
 SAMPLE_BYTES = 2 * 8  # a time step of a pixel while it is sorted and chosen, int64
 READ_BYTES = 4 + 4 + 4 + 2 * 2 + 1  # a pixel on its way through a reader: patch, on our grid, masked, scaled, valid
 TOKEN_BYTES = 10 * 2 + 2 + 2 * 2 + 2 + 1  # the rows of one optical and one radar token
-RESAMPLE_BYTES = 4 * 4  # a pixel of one band in 32-bit numbers while it is brought to 10 m
+# A pixel while it is brought to 10 m: six 20 m bands in 32-bit numbers, five arrays of a quarter of the pixels; the ten
+# bands of a day's second scene before they go into its first.
+RESAMPLE_BYTES = 6 * 4 * 5 // 4 + 10 * 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Periods: the twelve months that an embedding describes."""
+"""Periods: the days that an embedding describes, twelve months unless a shorter time is asked for."""
 
 import dataclasses
 import datetime as dt
@@ -6,10 +6,13 @@ import re
 
 from model.errors import BadInput
 
+# A last day that is this near to the end of twelve months is a slip: nobody asks for 363 days of a year.
+SLIP_DAYS = 14
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Period:
-    """Twelve months, first and last day included."""
+    """From a first to a last day, both included; twelve months, or fewer."""
 
     start: dt.date
     end: dt.date
@@ -17,13 +20,29 @@ class Period:
     @property
     def name(self) -> str:
         """As it stands in paths and ids: `2024`, or `2023-07-01_2024-06-30`."""
-        if (self.start.month, self.start.day) == (1, 1):
+        if (self.start.month, self.start.day, self.end) == (1, 1, dt.date(self.start.year, 12, 31)):
             return f"{self.start.year:04d}"
         return f"{self.start}_{self.end}"
 
     @property
     def days(self) -> int:
         return (self.end - self.start).days + 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is unlike the calendar years that the published weights were made and shown on, in words."""
+        said = []
+        if self.end != _a_year_after(self.start):
+            said.append(
+                f"period {self.name.replace('_', ' to ')} has {self.days} days, not twelve months: the published "
+                "weights saw whole years, and embeddings of other lengths are not comparable with theirs"
+            )
+        if self.end.year > self.start.year:
+            said.append(
+                f"period {self.name.replace('_', ' to ')} crosses New Year: days of year fall back to 1 on the way, "
+                "which weights with a recurrence (v1.x) see and calendar years never show"
+            )
+        return tuple(said)
 
 
 def _a_year_after(start: dt.date) -> dt.date:
@@ -36,8 +55,10 @@ def _a_year_after(start: dt.date) -> dt.date:
 def period_of(text: str) -> Period:
     """Reads `2024`, `2023-07-01/2024-06-30`, or the same with `_` as in names.
 
+    Any first and last day are taken that lie at most twelve months apart; see `Period.warnings`.
+
     Raises:
-      BadInput: anything else, or dates that are not twelve months apart.
+      BadInput: anything else; days that are nearly twelve months apart, or more: a day of year would come twice.
     """
     days = f"{text}-01-01/{text}-12-31" if re.fullmatch(r"[0-9]{4}", text) else text
     match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[/_]([0-9]{4}-[0-9]{2}-[0-9]{2})", days)
@@ -47,6 +68,12 @@ def period_of(text: str) -> Period:
         raise BadInput(f"period {text!r}: write a year (2024) or first/last day (2023-07-01/2024-06-30)") from None
     if end.year < 2015 or start.year > 2100:
         raise BadInput(f"period {text}: Sentinel-2 has data from 2015 on")
-    if end != _a_year_after(start):
-        raise BadInput(f"period {text}: twelve months from {start} end on {_a_year_after(start)}, not on {end}")
+    if end < start:
+        raise BadInput(f"period {text}: its last day comes before its first")
+    last = _a_year_after(start)
+    if end > last or 0 < (last - end).days <= SLIP_DAYS:
+        raise BadInput(
+            f"period {text}: twelve months from {start} end on {last}, not on {end}; a shorter period may end "
+            f"{SLIP_DAYS + 1} days before that at the latest"
+        )
     return Period(start, end)

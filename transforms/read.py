@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -13,24 +13,23 @@ import rasterio.warp
 import rasterio.windows
 from numpy.typing import NDArray
 
-from transforms.catalogs.hrefs import resolve
+from transforms.catalogs.hrefs import is_remote, resolve
+from transforms.fetching import FetchError
 from transforms.grid import PIXEL_M, Tile
+from transforms.remote import fetcher, read_window
 from transforms.scenes import Asset, Scene
+from transforms.tiff import Damaged, Header, NotACog, Window
+from transforms.tiff_decode import GDAL_CACHE_BYTES
 
 GDAL_OPTIONS: dict[str, str | int] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # 9 of 12 requests a file are probes for side-car files
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.TIF,.tiff",  # nothing else is ever read; query strings do not matter
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # adjacent blocks in one request
-    "GDAL_HTTP_MAX_RETRY": "5",  # GDAL's default is none; this covers 429, 502, 503, 504
-    "GDAL_HTTP_RETRY_DELAY": "0.5",  # seconds, doubled each time
-    "GDAL_HTTP_TIMEOUT": "60",  # seconds; unset means for ever
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "CPL_VSIL_CURL_CACHE_SIZE": str(64 << 20),  # process-wide; the default of 16 MB does not hold one block's headers
-    "GDAL_CACHEMAX": 256 << 20,  # bytes, for rasterio; the default is 5 % of the machine for each process
-    # GDAL_NUM_THREADS stays unset: on GDAL 3.10 it switches retries off (OSGeo/gdal#12933).
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no side-car files: what lies beside a file says nothing about it
+    "GDAL_CACHEMAX": GDAL_CACHE_BYTES,
+    # GDAL_NUM_THREADS stays unset: the threads of a process read different files.
 }
+# The only driver that is ever asked: others (VRT, WMS, ..) open what a file names, on this machine or in a network.
+DRIVER = "GTiff"
 
-
+TWICE_ROWS = 32  # file rows that are doubled at once: their numbers stay in the cache
 CHUNK_PX = 1 << 18  # pixels whose positions in another zone are worked out at once
 # What the products hold (ESA's S2 bands: uint16). Another type is another scaling, and would be taken without a word.
 DTYPES = {"SCL": "uint8", "VV": "float32", "VH": "float32"}
@@ -43,11 +42,13 @@ class ReadError(Exception):
 
     Attributes:
       scene: item id. `band`: the project's band name. `reason`: what happened, without any query string.
+      kind: "file" where the file's content is at fault, else that of the `FetchError`: "status", "timeout", ...
+      status: HTTP status where the answer had one that is an error, else None.
     """
 
-    def __init__(self, scene: str, band: str, reason: str) -> None:
-        super().__init__(scene, band, reason)  # the arguments, so that it survives pickling
-        self.scene, self.band, self.reason = scene, band, reason
+    def __init__(self, scene: str, band: str, reason: str, kind: str = "file", status: int | None = None) -> None:
+        super().__init__(scene, band, reason, kind, status)  # the arguments, so that it survives pickling
+        self.scene, self.band, self.reason, self.kind, self.status = scene, band, reason, kind, status
 
     def __str__(self) -> str:
         return f"{self.scene} {self.band}: {self.reason}"
@@ -107,34 +108,83 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
     r0, r1 = (min(max(v, 0), asset.height_px) for v in (row_px, row_px + height_px))
     c0, c1 = (min(max(v, 0), asset.width_px) for v in (col_px, col_px + width_px))
     inside = (slice(r0 - row_px, r1 - row_px), slice(c0 - col_px, c1 - col_px))
+    window = Window(r0, c0, r1 - r0, c1 - c0) if r1 > r0 and c1 > c0 else None
     path = resolve(root, asset.href)
+    part, facts = (_remote if is_remote(path) else _local)(scene, asset, path, window)
+    if part is None:
+        inside = (slice(0, 0), slice(0, 0))
+        data: NDArray[np.generic] = np.zeros((height_px, width_px), facts.dtype)
+    elif part.shape == (height_px, width_px):
+        data = part
+    else:
+        data = np.zeros((height_px, width_px), facts.dtype)
+        data[inside] = part
+    return Patch(data, row_px, col_px, inside, facts.nodata, asset.transform)
+
+
+class Facts(NamedTuple):
+    """What a file says of itself; `crs` in words, `epsg` and `transform` None where it has none."""
+
+    shape: tuple[int, int]
+    dtype: str
+    bands: int
+    crs: str
+    epsg: int | None
+    transform: tuple[float, ...] | None
+    nodata: float | None
+
+
+def _local(scene: Scene, asset: Asset, path: str, window: Window | None) -> tuple[NDArray[np.generic] | None, Facts]:
+    """A window of a file on disk, through GDAL."""
     try:
-        with gdal_env(), rasterio.open(path) as file:
-            _check(scene, asset, file)
-            data = np.zeros((height_px, width_px), file.dtypes[0])
-            nodata = file.nodata
-            if r1 > r0 and c1 > c0:
-                data[inside] = file.read(1, window=rasterio.windows.Window(c0, r0, c1 - c0, r1 - r0))
+        with gdal_env(), rasterio.open(path, driver=DRIVER) as file:
+            epsg = None if file.crs is None else file.crs.to_epsg()
+            grid = tuple(file.transform)[:6]
+            facts = Facts(file.shape, file.dtypes[0], file.count, str(file.crs), epsg, grid, file.nodata)
+            _check(scene, asset, facts)
+            if window is None:
+                return None, facts
+            row_px, col_px, height_px, width_px = window
+            part = rasterio.windows.Window(col_px, row_px, width_px, height_px)
+            return file.read(1, window=part), facts
     except rasterio.errors.RasterioError as e:
         cause = f"{e} ({e.__cause__})" if e.__cause__ else str(e)
         raise ReadError(scene.id, asset.band, plain(cause)) from None
-    if r1 <= r0 or c1 <= c0:
-        inside = (slice(0, 0), slice(0, 0))
-    return Patch(data, row_px, col_px, inside, nodata, asset.transform)
 
 
-def _check(scene: Scene, asset: Asset, file: rasterio.io.DatasetReader) -> None:
+def _remote(scene: Scene, asset: Asset, url: str, window: Window | None) -> tuple[NDArray[np.generic] | None, Facts]:
+    """A window of a file on a server, in the ranges that it needs."""
+
+    def facts_of(header: Header) -> Facts:
+        crs = "None" if header.epsg is None else f"EPSG:{header.epsg}"
+        shape = header.height_px, header.width_px
+        return Facts(shape, header.dtype, 1, crs, header.epsg, header.transform, header.nodata)
+
+    def accept(header: Header) -> None:
+        _check(scene, asset, facts_of(header))
+
+    try:
+        part, header = read_window(url, window, fetcher(), accept)
+    except FetchError as e:
+        raise ReadError(scene.id, asset.band, plain(e.reason), e.kind, e.status) from None
+    except (NotACog, Damaged) as e:
+        raise ReadError(scene.id, asset.band, plain(str(e))) from None
+    return part, facts_of(header)
+
+
+def _check(scene: Scene, asset: Asset, file: Facts) -> None:
     """The file against its item: a wrong geotransform would move every pixel without a word."""
-    if (file.height, file.width) != (asset.height_px, asset.width_px):
-        what = f"the file is {file.height} x {file.width} px, its item says {asset.height_px} x {asset.width_px}"
-    elif file.dtypes[0] != (dtype := DTYPES.get(asset.band, "uint16")):
-        what = f"the file holds {file.dtypes[0]}, {dtype} digital numbers were expected"
-    elif file.count != 1:
-        what = f"the file has {file.count} bands, one was expected"
-    elif file.crs is None or file.crs.to_epsg() != asset.epsg:
+    height, width = file.shape
+    if (height, width) != (asset.height_px, asset.width_px):
+        what = f"the file is {height} x {width} px, its item says {asset.height_px} x {asset.width_px}"
+    elif file.dtype != (dtype := DTYPES.get(asset.band, "uint16")):
+        what = f"the file holds {file.dtype}, {dtype} digital numbers were expected"
+    elif file.bands != 1:
+        what = f"the file has {file.bands} bands, one was expected"
+    elif file.epsg is None or file.epsg != asset.epsg:
         what = f"the file's CRS is {file.crs}, its item says EPSG:{asset.epsg}"
-    elif not np.allclose(tuple(file.transform)[:6], asset.transform, rtol=0, atol=1e-6):  # metres: far below a pixel
-        what = f"the file's geotransform is {tuple(file.transform)[:6]}, its item says {asset.transform}"
+    elif file.transform is None or not np.allclose(file.transform, asset.transform, rtol=0, atol=1e-6):  # metres
+        what = f"the file's geotransform is {file.transform}, its item says {asset.transform}"
     else:
         return
     raise ReadError(scene.id, asset.band, what)
@@ -208,6 +258,8 @@ def bilinear(patch: Patch, tile: Tile, rows: range, cols: range) -> NDArray[np.u
             out[~ok[i][:, j]] = 0
         return out.astype(np.uint16, copy=False)
     # Whole numbers throughout: weights in quarters an axis, sixteenths in all; 16 * 65535 fits 32 bits.
+    if (twice := _twice(patch, ok, v, u)) is not None:
+        return twice
     src = patch.data.astype(np.uint32)
     if ok is not None:
         src *= ok
@@ -220,6 +272,51 @@ def bilinear(patch: Patch, tile: Tile, rows: range, cols: range) -> NDArray[np.u
     centre_col = np.floor(u).astype(np.int64) - patch.col_px
     out32[~ok[centre_row][:, centre_col]] = 0
     return out32.astype(np.uint16)
+
+
+def _twice(
+    patch: Patch, ok: NDArray[np.bool_] | None, v: NDArray[np.float64], u: NDArray[np.float64]
+) -> NDArray[np.uint16] | None:
+    """`bilinear` of 20 m pixels without gathering: six times as fast. None where the patch is not of that form.
+
+    Every file pixel gives two rows and two columns, of a quarter and three quarters from either side.
+    """
+    spans = []
+    for position, first, size in zip((v, u), (patch.row_px, patch.col_px), patch.data.shape, strict=True):
+        low, high = int(np.floor(position[0])) - first, int(np.floor(position[-1])) - first
+        quarters = np.abs(position - np.floor(position) - 0.5) == 0.25  # exact in binary, as grids of whole metres are
+        if not quarters.all() or (np.diff(position) != 0.5).any() or low < 1 or high + 2 > size:
+            return None
+        spans.append((low, high + 1, int(position[0] % 1 > 0.5)))  # of an odd first pixel the even one is made too
+    (top, bottom, odd_row), (left, right, odd_col) = spans
+    out = np.empty((2 * (bottom - top), 2 * (right - left)), np.uint16)
+    for start in range(top, bottom, TWICE_ROWS):
+        stop = min(start + TWICE_ROWS, bottom)
+        part = slice(start - 1, stop + 1), slice(left - 1, right + 1)
+        here = out[2 * (start - top) : 2 * (stop - top)]
+        if ok is None or ok[part].all():
+            here[:] = (_sixteenths(patch.data[part]) + np.uint32(8)) >> np.uint32(4)
+            continue
+        total = _sixteenths(patch.data[part] * ok[part])
+        weight = _sixteenths(ok[part])
+        here[:] = (2 * total + weight) // np.maximum(2 * weight, 1)
+        centre = ok[start:stop, left:right].repeat(2, 0).repeat(2, 1)
+        here[~centre] = 0
+    return out[odd_row : odd_row + len(v), odd_col : odd_col + len(u)]
+
+
+def _sixteenths(a: NDArray[Any]) -> NDArray[np.uint32]:
+    """(h + 2, w + 2) to (2 h, 2 w): weights 1 and 3 an axis. The outermost pixels are neighbours alone."""
+    a = a.astype(np.uint32)
+    down = np.empty((2 * (a.shape[0] - 2), a.shape[1]), np.uint32)
+    middle = a[1:-1] * np.uint32(3)
+    np.add(middle, a[:-2], out=down[0::2])
+    np.add(middle, a[2:], out=down[1::2])
+    out = np.empty((down.shape[0], 2 * (a.shape[1] - 2)), np.uint32)
+    middle = down[:, 1:-1] * np.uint32(3)
+    np.add(middle, down[:, :-2], out=out[:, 0::2])
+    np.add(middle, down[:, 2:], out=out[:, 1::2])
+    return out
 
 
 def _taps(position: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:

@@ -43,7 +43,7 @@ class Scene:
       id: item id.
       datetime: of the acquisition, UTC, ISO 8601 with microseconds and "Z".
       order: place in the computed order of the tile's scenes of this sensor: S2 datetime ascending, S1 descending,
-        ties by id. Kept and dropped scenes are counted alike.
+        ties by id; for OPERA as the catalogue lists them. Kept and dropped scenes are counted alike.
       orbit: "ascending", "descending", or "" where the catalogue does not say (S2 only).
       relative_orbit: or None.
       platform: e.g. "sentinel-2a".

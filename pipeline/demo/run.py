@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from model.errors import BadInput
 from pipeline import inventory, quote, report, verify
@@ -15,6 +16,7 @@ from pipeline.console import CHECK_FAILED, OK, WITH_FAILURES
 from pipeline.demo import planet
 from pipeline.demo.api import serve
 from pipeline.embed import EmbedOptions, embed, incomplete
+from transforms.hosts import allowed
 from transforms.periods import period_of
 
 PERIOD = "2024"
@@ -49,7 +51,10 @@ def demo(folder: str, api: bool, say: Callable[[str], None], bars: bool) -> dict
     where = "over a loopback STAC API" if api else "from its files"
     say(f"2/6 inventory of {', '.join(earth.tiles)}, {PERIOD}, {where}")
     inv, out = str(root / "inventory.parquet"), root / "out"
-    with serve(earth.folder) if api else contextlib.nullcontext("") as url:
+    with (
+        serve(earth.folder) if api else contextlib.nullcontext("") as url,
+        allowed(urlsplit(url).netloc) if api else contextlib.nullcontext(),
+    ):
         catalogs = [(url or str(earth.catalog.parent), None)]
         inventory.build(catalogs, period_of(PERIOD), earth.tiles, inv, now=FROZEN)
         say("3/6 quote")

@@ -111,6 +111,43 @@ def test_every_way_in_calls_the_gate_and_none_needs_pytorch():
     assert not any(re.search(r"\[.*train.*\]|torch\b(?!\.)", text.replace("PyTorch", "")) for text in texts)
 
 
+def test_the_hook_judges_what_is_staged_and_not_what_lies_in_the_working_tree(tmp_path, edited):
+    def git(folder, *arguments):
+        subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+    git(tmp_path, "init", "-q")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.onnx").write_bytes(edited.read_bytes())
+    git(tmp_path, "add", "models/a.onnx")
+    (tmp_path / "models" / "a.onnx").write_bytes(MODEL.read_bytes())  # mended, and not added
+    assert gate(tmp_path, "--staged").returncode == 4
+    (tmp_path / "models" / "a.onnx").unlink()
+    assert gate(tmp_path, "--staged").returncode == 4
+    (tmp_path / "models" / "a.onnx").write_bytes(MODEL.read_bytes())
+    git(tmp_path, "add", "models/a.onnx")
+    done = gate(tmp_path, "--staged", cwd=tmp_path / "models", REPORT="pages")  # paths start at the top all the same
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "models" / "pages" / "a.html").is_file()
+
+
+def test_two_models_of_one_name_have_a_page_each(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        shutil.copy(MODEL, tmp_path / folder / "m.onnx")
+    assert gate(tmp_path, "a/m.onnx", "b/m.onnx", REPORT="report").returncode == 0
+    assert {p.name for p in (tmp_path / "report").glob("*.html")} == {"a-m.html", "b-m.html"}
+
+
+def test_a_file_that_is_none_does_not_hide_the_verdict_on_others(tmp_path):
+    done = gate(tmp_path, MODEL, "nofile.onnx", REPORT="report")
+    assert done.returncode == 2
+    assert "model.onnx: proven" in done.stdout
+    assert "nofile.onnx: REFUSED, no model file at nofile.onnx" in done.stdout
+    alone = gate(tmp_path, "nofile.onnx", REPORT="other")
+    assert alone.returncode == 2
+    assert not (tmp_path / "other" / "gate.json").exists()
+
+
 def test_the_gate_runs_where_pytorch_cannot_be_imported(tmp_path):
     program = (
         "import sys; sys.modules['torch'] = None\n"

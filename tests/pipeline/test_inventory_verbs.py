@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from faulty_api import faulty_api, status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from pipeline.demo import planet
 from pipeline.demo.api import serve
 from pipeline.demo.passes import OVERCAST
 from pipeline.inventory import amend, build, explain
+from pipeline.search_progress import Searched
 from transforms import grid
 from transforms.catalogs import api
 from transforms.inventory import read_header, read_tile
@@ -121,15 +123,15 @@ def inventory(tmp_path):
 def test_building_freezes_the_scenes_of_the_period_and_counts_them(tmp_path):
     seen = []
     catalog = str(write(tmp_path / "cat"))
-    said = build(
-        [(catalog, None)], YEAR, ["33TWM", "33TWL"], tmp_path / "new/i.parquet", "a box", NOW, lambda *a: seen.append(a)
-    )
+    said = build([(catalog, None)], YEAR, ["33TWM", "33TWL"], tmp_path / "new/i.parquet", "a box", NOW, seen.append)
     counts = said["tiles"]["33TWL"]
     assert (counts["S2"], counts["S1 ascending"], counts["S1 descending"], counts["dropped"]) == (3, 1, 1, 1)
     assert list(counts["months"]) == [f"2024-{m:02d}" for m in range(1, 13)]
-    assert counts["months"]["2024-01"] == {"S2": 1, "S1": 0} and counts["months"]["2024-05"] == {"S2": 1, "S1": 1}
+    assert counts["months"]["2024-01"] == {"S2": 1, "S1 ascending": 0, "S1 descending": 0}
+    assert counts["months"]["2024-05"] == {"S2": 1, "S1 ascending": 1, "S1 descending": 1}
+    assert counts["months_without"]["S1"] == [m for m in counts["months"] if m != "2024-05"]
     assert said["dropped"] == {"cloud cover": 1} and said["frozen"] == "2025-01-02T03:04:05.000000Z"
-    assert seen == [(1, 2, "33TWL"), (2, 2, "33TWM")]
+    assert seen == [Searched(1, 2, 0, "33TWL", 6), Searched(2, 2, 0, "33TWM", 9)]
     header = read_header(tmp_path / "new/i.parquet")
     assert (header.digest, header.frozen, header.region) == (said["digest"], said["frozen"], "a box")
     assert header.tiles == ("33TWL", "33TWM") and header.period == YEAR
@@ -323,81 +325,14 @@ def test_an_amendment_never_writes_over_its_inventory(inventory):
 # --- an API
 
 
-class Loopback(BaseHTTPRequestHandler):
-    """A STAC API that answers in pages of two, by POST, and misbehaves as `faults` says."""
-
-    protocol_version = "HTTP/1.1"
-    items: list
-    faults: list
-    searches: list
-    circles: bool
-
-    def do_GET(self):
-        url = f"http://{self.headers['Host']}"
-        core = "https://api.stacspec.org/v1.0.0"
-        if self.path == "/":
-            self._answer(
-                {
-                    "type": "Catalog",
-                    "id": "loopback",
-                    "stac_version": "1.0.0",
-                    "description": "",
-                    "conformsTo": [f"{core}/core", f"{core}/item-search", f"{core}/collections"],
-                    "links": [
-                        {"rel": "self", "href": f"{url}/"},
-                        {"rel": "search", "href": f"{url}/search", "method": "POST", "type": "application/geo+json"},
-                        {"rel": "data", "href": f"{url}/collections"},
-                    ],
-                }
-            )
-        elif self.path == "/collections":
-            extent = {"spatial": {"bbox": [[-180, -90, 180, 90]]}, "temporal": {"interval": [[None, None]]}}
-            one = {"type": "Collection", "stac_version": "1.0.0", "description": "", "license": "other", "links": []}
-            ids = sorted({i["collection"] for i in self.items})
-            self._answer({"collections": [one | {"id": i, "extent": extent} for i in ids], "links": []})
-        else:
-            self._answer({}, 404)
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.searches.append(body)
-        if self.faults:
-            self._answer({}, self.faults.pop())
-            return
-        first, last = (dt.datetime.fromisoformat(t) for t in body["datetime"].split("/"))
-        west, south, east, north = body["bbox"]
-        matching = [
-            i
-            for i in self.items
-            if i["collection"] in body["collections"]
-            and first <= dt.datetime.fromisoformat(i["properties"]["datetime"]) <= last
-            and i["bbox"][0] <= east and i["bbox"][2] >= west and i["bbox"][1] <= north and i["bbox"][3] >= south
-        ]  # fmt: skip
-        start = int(body.get("token", 0))
-        links = []
-        if start + 2 < len(matching) or (self.circles and matching):
-            token = str(0 if self.circles else start + 2)
-            href = f"http://{self.headers['Host']}/search"
-            links = [{"rel": "next", "href": href, "method": "POST", "body": body | {"token": token}}]
-        self._answer({"type": "FeatureCollection", "features": matching[start : start + 2], "links": links})
-
-    def _answer(self, said, status=200):
-        data = json.dumps(said).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        return
-
-
 @contextlib.contextmanager
 def loopback(items, faults=(), circles=False):
-    handler = type("Handler", (Loopback,), {"items": items, "faults": list(faults), "searches": [], "circles": circles})
-    with serving(handler) as url:
-        yield url, handler
+    """A STAC API that answers in pages of two, and with the faults first."""
+    left = list(faults)
+    with faulty_api(items) as (url, api):
+        api.page, api.circle = 2, circles
+        api.fault = lambda *_: status(left.pop()) if left else None
+        yield url, api
 
 
 @contextlib.contextmanager
@@ -426,12 +361,12 @@ MANY = [optical(f"may{n}", f"2024-05-{n:02d}T10:00:00Z") for n in range(7, 16)]
 def test_an_api_gives_what_a_folder_gives_page_by_page_and_month_by_month(tmp_path):
     items = [*ITEMS, *MANY]
     folder = build([(str(write(tmp_path / "cat", items)), None)], YEAR, ["33TWL"], tmp_path / "f.parquet")
-    with loopback(items) as (url, handler):
+    with loopback(items) as (url, served):
         said = build([(url, None)], YEAR, ["33TWL"], tmp_path / "a.parquet")
     assert said["tiles"] == folder["tiles"]
     assert strip(read_tile(tmp_path / "a.parquet", "33TWL")) == strip(read_tile(tmp_path / "f.parquet", "33TWL"))
-    assert all(s["limit"] <= 100 and len(s["collections"]) == 1 for s in handler.searches)
-    assert len({s["datetime"] for s in handler.searches}) == 12
+    assert all(s["limit"] <= 100 and len(s["collections"]) == 1 for s in served.searches)
+    assert len({s["datetime"] for s in served.searches}) == 12
     assert read_header(tmp_path / "a.parquet").roots == {ES_C1: url, PC_RTC: url}
 
 
@@ -439,7 +374,7 @@ def test_hrefs_of_an_api_do_not_depend_on_where_it_listens(tmp_path):
     digests = []
     for name in "ab":
         items = [optical("may", href="HERE/files/{band}.tif")]
-        with loopback(items) as (url, _handler):
+        with loopback(items) as (url, _api):
             items[0]["assets"] = json.loads(json.dumps(items[0]["assets"]).replace("HERE", url))
             digests.append(build([(url, None)], YEAR, ["33TWL"], tmp_path / f"{name}.parquet")["digest"])
     assert digests[0] == digests[1]
@@ -447,18 +382,16 @@ def test_hrefs_of_an_api_do_not_depend_on_where_it_listens(tmp_path):
 
 
 def test_a_busy_api_is_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "RETRY", api.RETRY.new(backoff_factor=0, backoff_jitter=0))
-    with loopback(ITEMS, faults=[429, 502, 503, 504]) as (url, _handler):
+    monkeypatch.setattr(api, "PATIENCE", api.Patience(first_s=0))
+    with loopback(ITEMS, faults=[429, 502, 503, 504]) as (url, _api):
         said = build([(url, None)], YEAR, ["33TWL"], tmp_path / "i.parquet")
     assert said["tiles"]["33TWL"]["S2"] == 3
 
 
 def test_an_api_that_keeps_failing_is_named_with_its_status(tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "RETRY", api.RETRY.new(total=1, backoff_factor=0, backoff_jitter=0))
-    with (
-        loopback(ITEMS, faults=[503] * 1000) as (url, _handler),
-        pytest.raises(BadInput, match=f"catalogue {url}: HTTP status 503 after 1 retries; try again later"),
-    ):
+    monkeypatch.setattr(api, "PATIENCE", api.Patience(tries=3, first_s=0))
+    said = r"HTTP status 503 after 3 tries \(sentinel-1-rtc over tile 33TWL, 2024-01\); try again later"
+    with loopback(ITEMS, faults=[503] * 1000) as (url, _api), pytest.raises(BadInput, match=f"{url}: {said}"):
         build([(url, None)], YEAR, ["33TWL"], tmp_path / "i.parquet")
     with pytest.raises(BadInput, match=f"catalogue {url}: no answer"):
         build([(url, None)], YEAR, ["33TWL"], tmp_path / "i.parquet")
@@ -506,13 +439,13 @@ def test_a_url_with_secrets_is_refused_without_showing_them(tmp_path, url):
 
 
 def test_pages_that_go_in_circles_are_no_endless_search(tmp_path):
-    with loopback(ITEMS, circles=True) as (url, _handler), pytest.raises(BadInput, match="go in circles"):
+    with loopback(ITEMS, circles=True) as (url, _api), pytest.raises(BadInput, match="go in circles"):
         build([(url, None)], YEAR, ["33TWL"], tmp_path / "i.parquet")
 
 
 def test_an_api_without_our_collections_is_refused(tmp_path):
     items = [{**optical("a"), "collection": "landsat-c2-l2"}]
-    with loopback(items) as (url, _handler), pytest.raises(BadInput, match=r"none of the collections .*sentinel-1-rtc"):
+    with loopback(items) as (url, _api), pytest.raises(BadInput, match=r"none of the collections .*sentinel-1-rtc"):
         build([(url, None)], YEAR, ["33TWL"], tmp_path / "i.parquet")
 
 
@@ -520,10 +453,10 @@ def test_an_antimeridian_tile_is_searched_on_both_sides(tmp_path):
     item = optical("edge", tile="01WCQ")
     west, south, east, north = grid.bbox_of("01WCQ")
     item["bbox"] = [-180.0, south, east, north]  # the eastern part alone: a server that cuts there finds it only so
-    with loopback([item]) as (url, handler):
+    with loopback([item]) as (url, served):
         said = build([(url, None)], YEAR, ["01WCQ"], tmp_path / "i.parquet")
     assert said["tiles"]["01WCQ"]["S2"] == 1
-    boxes = {tuple(s["bbox"]) for s in handler.searches}
+    boxes = {tuple(s["bbox"]) for s in served.searches}
     assert len(boxes) == 2 and all(w < e for w, _, e, _ in boxes)
     assert {round(w, 6) for w, *_ in boxes} == {-180.0, round(west, 6)}
 

@@ -127,7 +127,7 @@ def golden(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def golden_aws(tmp_path_factory):
-    """Of Earth Search, optical alone: the radar is OPERA's, which this release does not read."""
+    """Of Earth Search, optical alone; with OPERA's radar in test_dpixels_opera.py."""
     return golden_of(Path("scenes_aws/items"), "earth-search", tmp_path_factory.mktemp("golden") / "aws.parquet")
 
 
@@ -521,15 +521,8 @@ def test_every_rule_of_a_profile_is_followed_or_is_none_of_the_d_pixels():
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_published_families_can_be_built_but_for_opera_s_radar(name):
-    # Trap T22: OPERA's 30 m come to 10 m bilinear, Planetary Computer's 10 m by nearest neighbour.
-    faults = unbuildable(profile_for(name, 192))
-    if name.startswith("v1.1-aws"):
-        assert len(faults) == 2
-        assert "its s1_resampling is 'bilinear'" in faults[0] and "'nearest' is what is built here" in faults[0]
-        assert "its s1_order is 'catalogue-order'" in faults[1]
-    else:
-        assert faults == []
+def test_the_published_families_can_all_be_built(name):
+    assert unbuildable(profile_for(name, 192)) == []
 
 
 def test_the_bands_come_in_the_profile_s_order(tmp_path, pool):

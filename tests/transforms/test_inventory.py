@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import BadInput
+from model.profile import OPERA_RTC, PC_RTC
 from transforms import inventory as inv
 from transforms.catalogs.selection import in_order
 from transforms.inventory import (
@@ -284,3 +285,17 @@ def test_damage_inside_the_rows_is_found_when_they_are_read(tmp_path):
     assert read_header(tmp_path / "i.parquet").tiles == ("33TWL",)
     with pytest.raises(BadInput, match="tile 33TWL cannot be read"):
         read_tile(tmp_path / "i.parquet", "33TWL")
+
+
+def test_the_order_of_a_catalogue_is_part_of_a_tile_s_digest_and_no_other_order_is():
+    """The first burst of a day wins, and nothing but the list tells which is first."""
+    first, second = (
+        dataclasses.replace(a_scene(sensor=S1, id=name, orbit="ascending"), source=OPERA_RTC, order=n)
+        for n, name in enumerate("ab")
+    )
+    swapped = [dataclasses.replace(first, order=1), dataclasses.replace(second, order=0)]
+    later = [dataclasses.replace(first, order=4), dataclasses.replace(second, order=7)]  # others were dropped between
+    assert tile_digest([first, second]) == tile_digest([second, first]) == tile_digest(later)
+    assert tile_digest(swapped) != tile_digest([first, second])
+    as_rtc = [[dataclasses.replace(s, source=PC_RTC) for s in pair] for pair in ([first, second], swapped)]
+    assert tile_digest(as_rtc[0]) == tile_digest(as_rtc[1])

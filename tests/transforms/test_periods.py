@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from transforms.periods import Period, period_of
+from transforms.periods import SLIP_DAYS, Period, period_of
 
 
 def _months_later(start):
@@ -29,11 +29,38 @@ def test_twelve_months_from_any_day_are_read_and_named_and_read_again(start):
 
 
 @settings(deadline=None)
-@given(st.dates(dt.date(2015, 1, 1), dt.date(2099, 12, 31)), st.integers(-400, 400).filter(bool))
-def test_any_other_last_day_is_refused_with_the_right_one(start, off_days):
+@given(st.dates(dt.date(2015, 1, 1), dt.date(2099, 12, 31)), st.integers(-SLIP_DAYS, 400).filter(bool))
+def test_a_last_day_that_is_a_slip_or_too_late_is_refused_with_the_right_one(start, off_days):
     end = _months_later(start)
     with pytest.raises(BadInput, match=rf"twelve months from {start} end on {end}"):
-        period_of(f"{start}/{max(end + dt.timedelta(days=off_days), dt.date(2015, 1, 1))}")
+        period_of(f"{start}/{end + dt.timedelta(days=off_days)}")
+
+
+@settings(deadline=None)
+@given(st.dates(dt.date(2015, 1, 1), dt.date(2099, 12, 31)), st.integers(0, 365 - SLIP_DAYS - 2))
+def test_any_shorter_period_is_read_and_named_and_read_again_and_warns_of_its_length(start, more_days):
+    end = start + dt.timedelta(days=more_days)
+    period = period_of(f"{start}/{end}")
+    assert period == Period(start, end) == period_of(period.name)
+    assert period.name == f"{start}_{end}"
+    assert period.days == more_days + 1
+    assert f"{period.days} days, not twelve months" in period.warnings[0]
+    assert any("crosses New Year" in w for w in period.warnings) == (end.year > start.year)
+
+
+def test_a_calendar_year_warns_of_nothing_and_a_rolling_one_of_its_days():
+    assert period_of("2024").warnings == ()
+    (said,) = period_of("2023-07-01/2024-06-30").warnings
+    assert "2023-07-01 to 2024-06-30 crosses New Year" in said
+
+
+def test_the_first_half_of_a_year_is_not_called_by_the_year():
+    assert period_of("2024-01-01/2024-06-30").name == "2024-01-01_2024-06-30"
+
+
+def test_a_last_day_before_the_first_is_refused():
+    with pytest.raises(BadInput, match="its last day comes before its first"):
+        period_of("2024-06-30/2024-01-01")
 
 
 @settings(deadline=None)

@@ -4,11 +4,14 @@ import itertools
 import pickle
 import threading
 import traceback
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +20,9 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
 from transforms import read
+from transforms.fetching import FetchError, Piece, Version
 from transforms.grid import tile_of
+from transforms.hosts import allowed
 from transforms.read import (
     ReadError,
     bilinear,
@@ -29,6 +34,7 @@ from transforms.read import (
     read_for,
     read_patch,
 )
+from transforms.remote import use_fetcher
 from transforms.scenes import S2, Asset, Scene
 
 TILE = tile_of("33TWL")
@@ -367,16 +373,17 @@ def test_a_missing_file_is_named(tmp_path):
         everything(tmp_path, asset)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"height_px": 65}, "64 x 64 px, its item says 65 x 64"),
-        ({"width_px": 63}, "64 x 64 px, its item says 64 x 63"),
-        ({"epsg": 32634}, "CRS is EPSG:32633, its item says EPSG:32634"),
-        ({"transform": (20.0, 0.0, TILE.left_m + 20.0, 0.0, -20.0, TILE.top_m)}, "geotransform"),
-        ({"transform": (10.0, 0.0, TILE.left_m, 0.0, -10.0, TILE.top_m)}, "geotransform"),
-    ],
-)
+DIFFERENCES = [
+    ({"height_px": 65}, "64 x 64 px, its item says 65 x 64"),
+    ({"width_px": 63}, "64 x 64 px, its item says 64 x 63"),
+    ({"epsg": 32634}, "CRS is EPSG:32633, its item says EPSG:32634"),
+    ({"transform": (20.0, 0.0, TILE.left_m + 20.0, 0.0, -20.0, TILE.top_m)}, "geotransform"),
+    ({"transform": (10.0, 0.0, TILE.left_m, 0.0, -10.0, TILE.top_m)}, "geotransform"),
+]
+TILED = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+
+
+@pytest.mark.parametrize(("change", "words"), DIFFERENCES)
 def test_a_file_that_is_not_what_its_item_says_is_refused_with_both_sides(tmp_path, change, words):
     asset = dataclasses.replace(a_file(tmp_path), **change)
     with pytest.raises(ReadError, match=words):
@@ -441,6 +448,8 @@ def test_an_optical_file_of_another_zone_is_refused(tmp_path):
 def test_a_read_error_survives_pickling():
     error = pickle.loads(pickle.dumps(ReadError("S2A_X", "B05", "gone")))
     assert (error.scene, error.band, error.reason, str(error)) == ("S2A_X", "B05", "gone", "S2A_X B05: gone")
+    error = pickle.loads(pickle.dumps(ReadError("S2A_X", "B05", "gone", "status", 404)))
+    assert (error.kind, error.status) == ("status", 404)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="?"), max_size=20))
@@ -451,10 +460,20 @@ def test_no_query_string_is_ever_shown(text):
         assert "SECRET" not in plain(f"{text} {url}")
 
 
+def fetch_plainly(url, start, stop, version):
+    """Ranges over plain HTTP, without retries; its words show the whole URL."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{stop - 1}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            total_bytes = int(answer.headers["Content-Range"].rpartition("/")[2])
+            return Piece(answer.read(), Version(total_bytes, answer.headers["ETag"] or ""))
+    except urllib.error.HTTPError as e:
+        raise FetchError("status", f"'{url}': {e}", e.code) from None
+
+
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A loopback server over tmp_path with signed URLs; retries would only make the refused requests slow."""
-    monkeypatch.setitem(read.GDAL_OPTIONS, "GDAL_HTTP_MAX_RETRY", "0")
+def served(tmp_path):
+    """A loopback server over tmp_path with signed URLs; gives an asset as it is found there."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -484,18 +503,101 @@ def served(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
+    use_fetcher(fetch_plainly)
     yield lambda asset: dataclasses.replace(
         asset, href=f"http://127.0.0.1:{server.server_port}/{tmp_path.name}/{asset.href}?sig=SECRET"
     )
+    use_fetcher(None)
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_the_process_s_own_fetcher_reads_an_allowed_host_and_no_other(tmp_path, served):
+    asset = a_file(tmp_path, compress="deflate")
+    use_fetcher(None)
+    there = served(asset)
+    with pytest.raises(ReadError, match="TESSERA_HOSTS") as error:
+        everything(tmp_path, there)
+    assert error.value.kind == "refused"
+    with allowed("127.0.0.1:*"):
+        np.testing.assert_array_equal(everything(tmp_path, there).data, everything(tmp_path, asset).data)
 
 
 def test_a_signed_url_is_read(tmp_path, served):
     asset = a_file(tmp_path, compress="deflate")
     wanted = everything(tmp_path, asset).data
     np.testing.assert_array_equal(everything(tmp_path, served(asset)).data, wanted)
+
+
+@FEW
+@given(st.integers(-20, 80), st.integers(-20, 80), st.integers(1, 90), st.integers(1, 90))
+def test_a_remote_window_is_the_local_one(tmp_path, served, row, col, height, width):
+    if not (tmp_path / "f.tif").exists():
+        a_file(tmp_path, compress="deflate", nodata=77)
+    asset = Asset("B05", "f.tif", TILE.epsg, (20.0, 0.0, TILE.left_m, 0.0, -20.0, TILE.top_m), 64, 64)
+    here, there = (
+        read_patch(scene(asset), one, str(tmp_path), row, col, height, width) for one in (asset, served(asset))
+    )
+    assert here.data.dtype == there.data.dtype
+    np.testing.assert_array_equal(here.data, there.data)
+    assert dataclasses.replace(here, data=None) == dataclasses.replace(there, data=None)
+
+
+@pytest.mark.parametrize(("change", "words"), DIFFERENCES)
+def test_a_remote_file_that_is_not_what_its_item_says_is_refused_with_both_sides(tmp_path, served, change, words):
+    asset = dataclasses.replace(served(a_file(tmp_path, compress="deflate")), **change)
+    with pytest.raises(ReadError, match=words) as error:
+        everything(tmp_path, asset)
+    assert (error.value.kind, error.value.status) == ("file", None)
+
+
+def test_a_remote_file_of_another_type_or_without_a_crs_is_refused(tmp_path, served):
+    asset = served(write(tmp_path, np.ones((16, 16), np.int16), TILE.left_m, TILE.top_m, 10, **TILED))
+    with pytest.raises(ReadError, match="holds int16, uint16 digital numbers"):
+        everything(tmp_path, asset)
+    use_fetcher(fetch_plainly)
+    with rasterio.open(tmp_path / "f.tif") as file:
+        profile = file.profile | {"crs": None, "dtype": "uint16"} | TILED
+    with rasterio.open(tmp_path / "f.tif", "w", **profile) as file:
+        file.write(np.ones((1, 16, 16), np.uint16))
+    with pytest.raises(ReadError, match="CRS is None, its item says EPSG:32633"):
+        everything(tmp_path, asset)
+
+
+def test_a_remote_file_in_strips_is_refused(tmp_path, served):
+    asset = served(write(tmp_path, np.ones((64, 64), np.uint16), TILE.left_m, TILE.top_m, 10))
+    with pytest.raises(ReadError, match="in strips, not in tiles"):
+        everything(tmp_path, asset)
+
+
+def test_a_window_that_misses_a_remote_file_still_finds_that_the_file_is_gone(tmp_path, served):
+    asset = served(dataclasses.replace(a_file(tmp_path), href="gone.tif"))
+    with pytest.raises(ReadError, match="404") as error:
+        read_patch(scene(asset), asset, str(tmp_path), 100, -50, 7, 5)
+    assert (error.value.kind, error.value.status) == ("status", 404)
+
+
+@pytest.mark.parametrize("place", ["here", "there"])
+@pytest.mark.parametrize("kind", ["VRT", "HTML", "PNG"])
+def test_what_is_not_a_geotiff_is_refused_whatever_it_is_called(tmp_path, served, place, kind):
+    # A VRT names other files, on this machine or in a network, and would read them.
+    asset = a_file(tmp_path)
+    file = tmp_path / asset.href
+    if kind == "PNG":
+        grid = Affine(*asset.transform)
+        with rasterio.open(file, "w", "PNG", width=64, height=64, count=1, dtype="uint16", transform=grid) as png:
+            png.write(np.ones((1, 64, 64), np.uint16))
+    elif kind == "HTML":
+        file.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    else:
+        file.rename(tmp_path / "secret.tif")
+        rasterio.shutil.copy(tmp_path / "secret.tif", file, driver="VRT")
+        with rasterio.open(file) as vrt:
+            assert vrt.shape == (64, 64)  # it would have been read
+    with pytest.raises(ReadError) as error:
+        everything(tmp_path, served(asset) if place == "there" else asset)
+    assert error.value.kind == "file"
 
 
 @pytest.mark.parametrize("fault", ["gone", "short", "other size"])
@@ -513,3 +615,19 @@ def test_an_error_about_a_signed_url_does_not_show_its_signature(tmp_path, serve
     for text in (str(error.value), repr(error.value), "".join(traceback.format_exception(error.value))):
         assert "SECRET" not in text
         assert "sig=" not in text
+
+
+@FEW
+@given(cases)
+def test_pixels_that_are_doubled_are_those_that_are_gathered(tmp_path, case):
+    _, asset, rows, cols = planted(tmp_path, {**case, "size_m": 20, "phase_m": (case["phase_m"][0] // 10 * 10, 0)})
+    quick = sampled(tmp_path, asset, rows, cols)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "_twice", lambda *_: None)
+        np.testing.assert_array_equal(quick, sampled(tmp_path, asset, rows, cols))
+
+
+def test_the_bands_of_a_tile_are_doubled_and_not_gathered(tmp_path, monkeypatch):
+    asset = write(tmp_path, np.ones((40, 40), np.uint16), TILE.left_m, TILE.top_m, 20)
+    monkeypatch.setattr(read, "_weigh", None)
+    assert sampled(tmp_path, asset, range(11, 64), range(2, 71)).all()

@@ -1,113 +1,197 @@
-"""STAC APIs: searched once, tile by tile and month by month, over pystac-client, as plain dictionaries."""
+"""STAC APIs: searched once, tile by tile and month by month, as plain dictionaries."""
 
+import collections
 import datetime as dt
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import pystac_client
-from pystac_client.errors import ClientTypeError
-from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
-from urllib3.util.retry import Retry
 
 from model.errors import BadInput
 from transforms import grid
+from transforms.catalogs.crew import Crew
+from transforms.catalogs.exchange import SEARCHES, NoAnswer, Patience, Server
 from transforms.catalogs.hrefs import is_remote
 from transforms.catalogs.items import Found, datetime_of
+from transforms.catalogs.paging import Inexact, Search, Slice, pages_of, same_server
 from transforms.catalogs.registry import API_URLS, BY_NAME, SOURCES, source_of
+from transforms.catalogs.source import Item
 from transforms.periods import Period
 
-PAGE_ITEMS = 100  # Earth Search answers at most 6 MB, and its items have 22-33 kB (stac-server#226)
-SEARCHES = 4  # at once: Planetary Computer asks for few (PlanetaryComputer#427)
-TIMEOUT_S = 60.0  # a slow page takes half of that; without a limit a lost connection hangs for ever
-
-# Searches are POSTs that change nothing, so any method may be tried again; Retry-After is obeyed. Waits add up to 30 s.
-RETRY = Retry(
-    total=6,
-    backoff_factor=0.5,
-    backoff_jitter=0.5,
-    backoff_max=30,
-    status_forcelist=(429, 502, 503, 504),
-    allowed_methods=None,
-    raise_on_status=False,
-)
+PATIENCE = Patience()
+# The conformance class of https://github.com/stac-api-extensions/fields, in whatever version.
+_FIELDS = "item-search#fields"
 
 
 class ApiCatalog:
-    """A STAC API, searched by tile."""
+    """A STAC API, searched by tile; several tiles may be asked for at once, from threads of their own.
+
+    Attributes:
+      text: as the user gave it. root: its URL. ignored: what was passed over, with counts.
+      tiles_at_once: that keep it busy without asking it for more than `SEARCHES` things at a time.
+    """
+
+    tiles_at_once = SEARCHES
 
     def __init__(self, text: str, url: str, provider: str | None, only: str | None = None) -> None:
         """`only`: the one source (collection@provider) to search, else all of them that the API has."""
         self.text, self.root = text, url.rstrip("/")
         self.ignored: dict[str, int] = {}
         self._provider, self._only = provider, only
-        self._local = threading.local()
-        self._pool = ThreadPoolExecutor(SEARCHES, thread_name_prefix="search")
-        self._collections: list[str] | None = None
+        self._server = Server(PATIENCE)
+        self._lock = threading.Lock()
+        self._opened: tuple[list[str], Search, Crew] | None = None
+        self._passed_over: dict[str, dict[str, int]] = {}
 
     def items(self, tile: grid.Tile, period: Period) -> Iterator[Found]:
-        """Yields every item of the tile's bbox in the period once.
+        """Yields every item of the tile's bbox in the period, twice only where two records of one id differ.
 
         Raises:
-          BadInput: the API does not answer, cannot search, or pages in circles.
+          BadInput: the API does not answer, cannot search, gives less than it counts, or pages in circles.
+          Stopped, CancelledError: `stop` was called.
         """
+        names, search, crew = self._open()
         shape = grid.footprint(tile)
         boxes = [part.bounds for part in getattr(shape, "geoms", [shape])]
-        jobs = [(c, box, month) for c in self._names() for box in boxes for month in months_of(period)]
-        seen = set()
-        for items in self._pool.map(lambda job: self._search(*job), jobs):
+        months = [tuple(dt.date.fromisoformat(t[:10]) for t in month) for month in months_of(period)]
+        parts = [Slice(c, box, first, until) for c in names for box in boxes for first, until in months]
+        seen: dict[tuple[object, str], list[Item]] = {}
+        passed_over: collections.Counter[str] = collections.Counter()
+
+        def searched(part: Slice) -> list[Item]:
+            return self._search(search, part, tile)
+
+        for items in crew.ahead(searched, parts, len(parts)):
             for item in items:
-                key = (item.get("collection"), item["id"])
-                when = datetime_of(item)
-                if key in seen or when is None or not period.start <= when.date() <= period.end:
+                same = seen.setdefault((item.get("collection"), item["id"]), [])
+                if item in same:
                     continue
-                seen.add(key)
-                source = source_of(item, self._provider)
+                same.append(item)
+                if (why := self._against(item)) is not None:
+                    passed_over[why] += 1
+                    continue
+                when, source = datetime_of(item), source_of(item, self._provider)
+                if when is None or not period.start <= when.date() <= period.end:
+                    continue
                 if source is not None and source.name == (self._only or source.name):
                     yield Found(item, self._location(item), source)
+        with self._lock:
+            self._passed_over[tile.name] = dict(passed_over)
+            for why, n in passed_over.items():
+                self.ignored[why] = self.ignored.get(why, 0) + n
+
+    def ignored_under(self, tile: str) -> dict[str, int]:
+        """What was passed over in the search of this tile, told once."""
+        with self._lock:
+            return self._passed_over.pop(tile, {})
+
+    def asked(self) -> dict[str, float]:
+        """What it took until now: requests, those sent again, seconds waited for it, searches made in parts."""
+        counts, halved = self._server.counts, self._opened[1].halved if self._opened else 0
+        return {
+            "requests": counts.requests,
+            "again": counts.again,
+            "waited_s": round(counts.waited_s, 1),
+            "halved": halved,
+        }
+
+    def stop(self) -> None:
+        """Ends every search that waits or has not begun; nothing more can be asked."""
+        self._server.stop()
+        if self._opened is not None:
+            self._opened[2].stop()
 
     def span(self) -> str:
         """Nothing is known of an API's dates without asking it for everything."""
         return ""
 
-    def _names(self) -> list[str]:
-        """Ids of the collections to search: those of the provider, else those of ours that the API lists."""
-        if self._collections is None:
-            known = [s for s in SOURCES if self._provider in (None, s.provider) and s.name == (self._only or s.name)]
-            names = sorted({s.collections[0] for s in known})
-            if self.root not in API_URLS.values():
-                with _failures(self.text):
-                    listed = {c.id for c in self._client().get_collections()}
-                if not listed & set(names):
-                    raise BadInput(f"catalogue {self.text}: it has none of the collections {', '.join(names)}")
-                names = [n for n in names if n in listed]
-            self._collections = names
-        return self._collections
+    def _open(self) -> tuple[list[str], Search, Crew]:
+        """Ids of the collections to search, those of ours that the API lists; its search; who does it."""
+        with self._lock:
+            if self._opened is None:
+                known = [
+                    s for s in SOURCES if self._provider in (None, s.provider) and s.name == (self._only or s.name)
+                ]
+                names = sorted({s.collections[0] for s in known})
+                landing = self._landing()
+                url = self._link(landing, "search")
+                if self.root not in API_URLS.values():
+                    listed = self._listed(self._link(landing, "data"))
+                    if not listed & set(names):
+                        raise BadInput(f"catalogue {self.text}: it has none of the collections {', '.join(names)}")
+                    names = [n for n in names if n in listed]
+                keys = {n: {k for s in known if n in s.collections for k in s.keys.values()} for n in names}
+                classes = landing.get("conformsTo")
+                trims = any(str(c).endswith(_FIELDS) for c in (classes if isinstance(classes, list) else ()))
+                self._opened = names, Search(self._server, url, trims, keys), Crew(SEARCHES, "search")
+            return self._opened
 
-    def _client(self) -> Any:
-        """This thread's own client: the session below it is not meant for several threads."""
-        if not hasattr(self._local, "client"):
-            io = StacApiIO(max_retries=RETRY, timeout=TIMEOUT_S)
-            self._local.client = pystac_client.Client.open(self.root, stac_io=io)
-        return self._local.client
+    def _landing(self) -> Any:
+        """The landing page; what answers with something else is no API, and is not asked for it with patience."""
+        tries: int | None = PATIENCE.size_tries
+        while True:
+            try:
+                return self._server.ask(self.root, None, _no_landing, tries)
+            except NoAnswer as e:
+                if e.status == 200:
+                    raise BadInput(
+                        f"catalogue {self.text}: this is not a STAC API with item search ({e}); "
+                        "download a static catalogue and give its folder"
+                    ) from None
+                if tries is None or not e.heavy:
+                    raise self._failure(e) from None
+                tries = None
 
-    def _search(self, collection: str, box: tuple[float, ...], month: tuple[str, str]) -> list[Mapping[str, Any]]:
-        items: dict[str, Mapping[str, Any]] = {}
-        with _failures(self.text):
-            search = self._client().search(
-                collections=[collection], bbox=list(box), datetime="/".join(month), limit=PAGE_ITEMS
-            )
-            for page in search.pages_as_dicts():
-                before = len(items)
-                items |= {i["id"]: i for i in page["features"] if isinstance(i.get("properties"), dict) and "id" in i}
-                if len(items) == before:
-                    raise BadInput(f"catalogue {self.text}: the pages of {collection}, {month[0][:7]} go in circles")
-        return list(items.values())
+    def _listed(self, url: str) -> set[str]:
+        """Ids of all collections of the API."""
+        ids: set[str] = set()
+        try:
+            for page in pages_of(self._server, url, _no_collections):
+                ids |= {str(c.get("id")) for c in page["collections"] if isinstance(c, dict)}
+        except NoAnswer as e:
+            raise self._failure(e, " for the list of its collections") from None
+        return ids
 
-    def _location(self, item: Mapping[str, Any]) -> str:
+    def _link(self, landing: Mapping[str, Any], rel: str) -> str:
+        """Where the landing page says that its search or its collections are, on the same server."""
+        named = (x["href"] for x in landing["links"] if x.get("rel") == rel and isinstance(x.get("href"), str))
+        href = next(named, "collections")
+        url = same_server(urllib.parse.urljoin(f"{self.root}/", href), self.root)
+        if url is None:
+            host = urllib.parse.urlsplit(href).hostname
+            raise BadInput(f"catalogue {self.text}: its {rel} link leads to another server, {host}; give that URL")
+        return url
+
+    def _search(self, search: Search, part: Slice, tile: grid.Tile) -> list[Item]:
+        where = f" ({part.collection} over tile {tile.name}, {part.name})"
+        try:
+            return search.items(part)
+        except NoAnswer as e:
+            raise self._failure(e, where) from None
+        except Inexact as e:
+            raise BadInput(
+                f"catalogue {self.text}: {e}{where}; a part of the scenes would be missing, so try again later, "
+                "or take another catalogue"
+            ) from None
+        except BadInput as e:
+            raise BadInput(f"catalogue {self.text}: {e}{where}") from None
+
+    def _failure(self, e: NoAnswer, where: str = "") -> BadInput:
+        tries = f" after {e.tries} tries" if e.tries > 1 else ""
+        cure = "check the URL" if e.status is not None and 300 <= e.status < 500 and e.tries == 1 else "try again later"
+        return BadInput(f"catalogue {self.text}: {e}{tries}{where}; {cure}")
+
+    def _against(self, item: Item) -> str | None:
+        """Why an item is passed over, None for a good one."""
+        if not isinstance(item.get("properties"), dict):
+            return "items without properties"
+        if datetime_of(item) is None:
+            return "items without datetime"
+        if source_of(item, self._provider) is None:
+            return f"collection {item.get('collection')}" + (f" of {self._provider}" if self._provider else "")
+        return None
+
+    def _location(self, item: Item) -> str:
         """Where relative hrefs of the item start: its self link, else its address by the API's own rules."""
         links = item.get("links")
         for link in links if isinstance(links, list) else []:
@@ -117,11 +201,7 @@ class ApiCatalog:
 
 
 def months_of(period: Period) -> list[tuple[str, str]]:
-    """First and last instant of each calendar month of a period, RFC 3339; the last is the next one's first.
-
-    Closed on both sides, since servers differ in how they read fractions of the last second; items that come twice are
-    counted once.
-    """
+    """First and last instant of each calendar month of a period, RFC 3339; the last is the next one's first."""
     starts = [period.start]
     while (following := (starts[-1].replace(day=1) + dt.timedelta(days=32)).replace(day=1)) <= period.end:
         starts.append(following)
@@ -129,31 +209,19 @@ def months_of(period: Period) -> list[tuple[str, str]]:
     return [(f"{a}T00:00:00Z", f"{b}T00:00:00Z") for a, b in zip(starts, ends, strict=True)]
 
 
-# What pystac-client raises on JSON that is no landing page or no item collection, and on text that is no JSON.
-_NOT_AN_API = (ClientTypeError, NotImplementedError, AttributeError, KeyError, TypeError, ValueError)
+def _no_landing(record: Any) -> str | None:
+    """What keeps a record from being the landing page of an API that can be searched."""
+    links = record.get("links") if isinstance(record, dict) else None
+    if not isinstance(links, list) or not all(isinstance(x, dict) for x in links):
+        return "JSON that is no landing page"
+    found = any(x.get("rel") == "search" and isinstance(x.get("href"), str) for x in links)
+    return None if found else "a landing page without a link to a search"
 
 
-class _failures:  # noqa: N801 - a context manager, read as a phrase
-    """Turns what pystac-client raises into BadInput that names the catalogue and shows no URL with a query."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __enter__(self) -> None:
+def _no_collections(record: Any) -> str | None:
+    if isinstance(record, dict) and isinstance(record.get("collections"), list):
         return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, APIError | OSError):
-            status = getattr(error, "status_code", None)
-            if status is not None and status not in RETRY.status_forcelist:
-                raise BadInput(f"catalogue {self.text}: HTTP status {status}; check the URL") from error
-            said = f"HTTP status {status}" if status else "no answer"
-            raise BadInput(f"catalogue {self.text}: {said} after {RETRY.total} retries; try again later") from error
-        if isinstance(error, _NOT_AN_API) and not isinstance(error, BadInput):
-            raise BadInput(
-                f"catalogue {self.text}: this is not a STAC API with item search; "
-                "download a static catalogue and give its folder"
-            ) from error
+    return "JSON that is no list of collections"
 
 
 def api_catalog(text: str, provider: str | None) -> ApiCatalog | None:

@@ -10,7 +10,8 @@ from transforms.scenes import S2
 
 def _declared(item: Item, key: str) -> tuple[float, float] | None:
     """(scale, offset) of an asset's first band, or None where it does not say."""
-    asset = item["assets"].get(key)
+    assets = item.get("assets")
+    asset = assets.get(key) if isinstance(assets, Mapping) else None
     if not isinstance(asset, Mapping):
         return None
     bands = asset.get("raster:bands") or asset.get("bands") or [{}]

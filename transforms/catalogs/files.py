@@ -1,8 +1,9 @@
-"""Catalogues on disk: static STAC catalogues, folders of items, item collections and lists of item paths."""
+"""Catalogues on disk: static STAC catalogues, folders of items, item collections, lists of item paths and granules."""
 
 import dataclasses
 import datetime as dt
 import functools
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ import shapely
 
 from model.errors import BadInput
 from transforms import grid
+from transforms.catalogs import opera
+from transforms.catalogs.headers import Headers
 from transforms.catalogs.hrefs import is_remote, root_of_folder, stored
 from transforms.catalogs.items import Found, datetime_of, item_boxes, tile_id
 from transforms.catalogs.registry import source_of
@@ -26,12 +29,14 @@ class _Entry:
 
     Attributes:
       path: of the record. number: which item of that file. source: whose description. day: UTC date.
+      place: among all items, in the order of the catalogue.
     """
 
     path: str
     number: int
     source: Source
     day: dt.date
+    place: int
 
 
 class FileCatalog:
@@ -54,6 +59,8 @@ class FileCatalog:
         self._tiles: dict[str, list[_Entry]] = {}
         self._radar: list[tuple[_Entry, shapely.Polygon]] = []
         self._days: set[dt.date] = set()
+        self._headers = Headers(self.root)
+        self._places = itertools.count()
         for file in _item_files(path, self.root):
             self._index(file)
         self._boxes = shapely.STRtree([box for _, box in self._radar])
@@ -63,9 +70,14 @@ class FileCatalog:
         near = set(self._tiles.get(tile.name, ()))
         shape = grid.footprint(tile)
         near |= {self._radar[i][0] for i in self._boxes.query(shape, predicate="intersects")}
-        for entry in sorted(near, key=lambda e: (e.path, e.number)):
-            if period.start <= entry.day <= period.end:
-                yield Found(_items_in(entry.path)[entry.number], entry.path, entry.source)
+        for entry in sorted(near, key=lambda e: e.place):
+            if not period.start <= entry.day <= period.end:
+                continue
+            item = _items_in(entry.path)[entry.number]
+            against: tuple[str, ...] = ()
+            if entry.source is opera.SOURCE:
+                item, against = self._headers.fill(item, entry.path)
+            yield Found(item, entry.path, entry.source, entry.place, against)
 
     def span(self) -> str:
         """First and last day of what the catalogue holds, "" where it holds nothing."""
@@ -82,13 +94,15 @@ class FileCatalog:
             if (when := datetime_of(item)) is None:
                 self._ignore("items without datetime")
                 continue
-            entry = _Entry(path, number, source, when.date())
+            entry = _Entry(path, number, source, when.date(), next(self._places))
             self._days.add(entry.day)
             if not source.tile:
                 boxes = item_boxes(item)
+                if not boxes and source is opera.SOURCE and (box := self._headers.box(item, path)) is not None:
+                    boxes = item_boxes({"bbox": list(box)})
                 self._radar += [(entry, shapely.box(*box)) for box in boxes]
                 if not boxes:
-                    self._ignore("radar items without bbox and geometry")
+                    self._ignore("radar items without bbox and geometry, nor a file that shows where they lie")
             elif name := tile_id(item, source):
                 self._tiles.setdefault(name, []).append(entry)
             else:
@@ -112,6 +126,8 @@ def _item_files(path: Path, root: str) -> Iterator[str]:
         yield from _linked_files(file, root)
     elif isinstance(record, dict) and record and all(isinstance(v, list) for v in record.values()):
         yield from _listed_files(file, record, root)
+        if _items_in(file):
+            yield file
     elif _items_in(file):
         yield file
     else:
@@ -123,9 +139,10 @@ def _linked_files(first: str, root: str) -> Iterator[str]:
     waiting, seen = [first], {first}
     while waiting:
         file = waiting.pop(0)
-        links = _json(file).get("links")
+        record = _json(file)
+        links = record.get("links") if isinstance(record, dict) else None
         for link in links if isinstance(links, list) else []:
-            if link.get("rel") not in ("child", "item"):
+            if not isinstance(link, dict) or link.get("rel") not in ("child", "item"):
                 continue
             href = str(link.get("href"))
             if is_remote(href):
@@ -147,11 +164,10 @@ def _listed_files(file: str, record: Mapping[str, list[Any]], root: str) -> Iter
     seen = set()
     for collection, paths in record.items():
         for path in paths:
+            if isinstance(path, dict) and any(opera.granules_in([path])):
+                continue  # the list holds the granules themselves
             if not isinstance(path, str):
-                raise BadInput(
-                    f"{file}: the entries of {collection} are no item paths (this release does not read CMR granules); "
-                    "give the folder of the STAC items instead"
-                )
+                raise BadInput(f"{file}: the entries of {collection} are neither item paths nor granules of CMR")
             target = posixpath.join(root, stored(path, file, root, collection))
             if not Path(target).is_file():
                 raise BadInput(f"{file} lists {path}, which is missing")
@@ -162,11 +178,12 @@ def _listed_files(file: str, record: Mapping[str, list[Any]], root: str) -> Iter
 
 @functools.lru_cache(maxsize=4)  # one file may hold many items, and they are asked for one after the other
 def _items_in(path: str) -> tuple[Mapping[str, Any], ...]:
-    """The STAC items of a JSON file: an Item, a FeatureCollection or a list; none for any other JSON."""
+    """The STAC items of a JSON file: an Item, a FeatureCollection, a list, or granules of CMR; none for other JSON."""
     record = _json(path)
+    granules = [item for granule in opera.granules_in(record) if (item := opera.item_of(granule)) is not None]
     if isinstance(record, dict):
         record = record["features"] if isinstance(record.get("features"), list) else [record]
-    return tuple(i for i in record if _is_item(i)) if isinstance(record, list) else ()
+    return (*(i for i in record if _is_item(i)), *granules) if isinstance(record, list) else tuple(granules)
 
 
 def _is_item(record: object) -> bool:
@@ -182,7 +199,7 @@ def _is_item(record: object) -> bool:
 def _json(path: str) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BadInput(f"{path} is not JSON ({e}); mend it or take it out of the catalogue") from None
     except OSError as e:
         raise BadInput(f"{path} cannot be read: {e.strerror}") from None

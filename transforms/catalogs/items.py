@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from transforms import grid
 from transforms.catalogs.hrefs import resolve, stored
-from transforms.catalogs.source import Item, Source, number
+from transforms.catalogs.source import OFFSET_BASELINE, Item, Source, number
 from transforms.scenes import ASCENDING, DESCENDING, Asset, Scene
 
 __all__ = ["Found", "Record", "datetime_of", "item_boxes", "record_of", "resolve", "tile_id", "utc_text"]
@@ -21,6 +21,7 @@ __all__ = ["Found", "Record", "datetime_of", "item_boxes", "record_of", "resolve
 _EDGE_POINTS = (
     21  # of a tile's edge when it is taken to another zone: straight within metres, and this is a test of overlap
 )
+JPEG_2000 = "JP2OpenJPEG"
 CLOUD_LIMIT = 100.0  # ucam-eo/tessera s1_s2_downloader.sh: eo:cloud_cover < 100, strictly
 
 
@@ -30,11 +31,15 @@ class Found:
 
     Attributes:
       item: its JSON. location: path or URL of the record. source: whose description it follows.
+      place: in the order of the catalogue, where that counts (`Source.order`).
+      against: what the catalogue itself found wrong with it ("kind: detail").
     """
 
     item: Item
     location: str
     source: Source
+    place: int = 0
+    against: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Record:
     """A scene before the tile's other scenes are known.
 
     Attributes:
-      scene: with `order` 0.
+      scene: with its place in the catalogue as `order`.
       footprint: in longitude and latitude, moved by whole turns to the tile's own meridian.
     """
 
@@ -53,8 +58,8 @@ class Record:
 def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
     """The item as a scene of `tile`, or None where it shows another tile or has no time.
 
-    What speaks against the scene is in `dropped_reason` ("kind: detail"): the first of cloud cover, orbit, assets that
-    are missing or have no grid, offset.
+    What speaks against the scene is in `dropped_reason` ("kind: detail"): the first of what the catalogue found, cloud
+    cover, orbit, assets that are missing, of a wrong format or without a grid, offset.
 
     Raises:
       BadInput: an href that leads out of `root`.
@@ -64,7 +69,7 @@ def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
     when = datetime_of(item)
     if when is None or not (_is_tile(item, source, tile) if source.tile else _meets(item, source, tile)):
         return None
-    baseline = _baseline(properties, source)
+    baseline = _baseline(item, source)
     offset = source.offset(item, baseline)
     assets, against = _assets(item, source, found.location, root)
     cloud = number(properties.get(source.cloud_cover))
@@ -74,6 +79,7 @@ def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
         against = [*_against_optical(cloud), *against, *_against_grid(assets, source, tile)]
     elif not orbit:
         against = [f"no orbit: {source.orbit} is neither {ASCENDING} nor {DESCENDING}", *against]
+    against = [*found.against, *against]
     if offset.dn is None:
         against.append(f"no offset: {offset.reason}")
     scene = Scene(
@@ -82,13 +88,13 @@ def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
         source=source.name,
         id=str(item["id"]),
         datetime=utc_text(when),
-        order=0,
+        order=found.place,
         orbit=orbit,
-        relative_orbit=_relative_orbit(properties, source),
+        relative_orbit=_relative_orbit(item, source),
         platform=str(properties.get("platform") or "").lower(),
         baseline=baseline,
         cloud_cover=cloud if source.is_optical else None,
-        datatake=str(properties.get(source.datatake) or ""),
+        datatake=str(properties.get(source.datatake) or "") or _datatake(item, source),
         generated=_generated(properties, source),
         offset_dn=offset.dn or 0,
         offset_reason=offset.reason,
@@ -119,6 +125,7 @@ def tile_id(item: Item, source: Source) -> str:
     if not said and "mgrs:grid_square" in properties:
         said = "".join(str(properties.get(f"mgrs:{k}", "")) for k in ("utm_zone", "latitude_band", "grid_square"))
     match = re.fullmatch(r"(?:MGRS-|T)?(\d{1,2})([A-Z]{3})", str(said or ""))
+    match = match or _named(item, r"_T(\d{2})([A-Z]{3})(?:_|\.|$)")
     return f"{int(match[1]):02d}{match[2]}" if match else ""
 
 
@@ -155,22 +162,46 @@ def _time(value: object) -> dt.datetime | None:
     return when.replace(tzinfo=dt.UTC) if when.tzinfo is None else when.astimezone(dt.UTC)
 
 
-def _baseline(properties: Mapping[str, Any], source: Source) -> str:
-    """ "05.10", from the property or from the product's name; "" where unknown and for radar."""
+def _named(item: Item, pattern: str) -> re.Match[str] | None:
+    """What the product's own name says (ESA S2 PSD: S2A_MSIL2A_<datatake>_N0510_R122_T33TWL_<made>)."""
+    for name in (item["properties"].get("s2:product_uri"), item.get("id")):
+        if match := re.search(pattern, str(name or "")):
+            return match
+    return None
+
+
+def _baseline(item: Item, source: Source) -> str:
+    """ "05.10", from the property or from the product's name; "" where unknown, contradictory, and for radar.
+
+    A JSON number has lost its last zero: 5.1 is 05.10. Where property and name lie on either side of the baseline that
+    brought the offset, nobody knows which of them the pixels follow.
+    """
     if not source.is_optical:
         return ""
-    match = re.fullmatch(r"(\d{1,2})\.(\d{1,2})", str(properties.get(source.baseline) or ""))
-    match = match or re.search(r"_N(\d{2})(\d{2})_", str(properties.get("s2:product_uri") or ""))
-    return f"{int(match[1]):02d}.{match[2]:>02}" if match else ""
+    value = item["properties"].get(source.baseline)
+    text = f"{value:05.2f}" if (value := number(value)) is not None else str(item["properties"].get(source.baseline))
+    match = re.fullmatch(r"N?(\d{1,2})\.(\d{1,2})", text) or re.fullmatch(r"N?(\d{2})(\d{2})", text)
+    said = f"{int(match[1]):02d}.{match[2]:<02}" if match else ""
+    match = _named(item, r"_N(\d{2})(\d{2})(?:_|$)")
+    named = f"{match[1]}.{match[2]}" if match else ""
+    if said and named and (said >= OFFSET_BASELINE) != (named >= OFFSET_BASELINE):
+        return ""
+    return said or named
 
 
-def _relative_orbit(properties: Mapping[str, Any], source: Source) -> int | None:
+def _relative_orbit(item: Item, source: Source) -> int | None:
     """From the property, else from the name of the S2 product (`_R122_`): Earth Search has only that."""
-    value = number(properties.get(source.relative_orbit))
+    value = number(item["properties"].get(source.relative_orbit))
     if value is not None:
         return int(value)
-    match = re.search(r"_R(\d{3})_", str(properties.get("s2:product_uri") or ""))
+    match = _named(item, r"_R(\d{3})_") if source.is_optical else None
     return int(match[1]) if match else None
+
+
+def _datatake(item: Item, source: Source) -> str:
+    """Satellite and start from the product's name, in the words of a datatake's id; "" where it has another form."""
+    match = _named(item, r"^(S2[A-Z])_MSIL2A_(\d{8}T\d{6})_") if source.is_optical else None
+    return f"G{match[1]}_{match[2]}" if match else ""
 
 
 def _generated(properties: Mapping[str, Any], source: Source) -> str:
@@ -188,6 +219,7 @@ def _against_optical(cloud: float | None) -> list[str]:
 
 def _against_grid(assets: tuple[Asset, ...], source: Source, tile: grid.Tile) -> list[str]:
     """S2 files lie on their tile's own grid; a record that says otherwise is wrong (Element84/earth-search#48)."""
+    left, bottom, right, top = tile.bounds_m
     for asset in assets:
         size = source.pixel_m[asset.band]
         a, _, x, _, e, y = asset.transform
@@ -197,6 +229,8 @@ def _against_grid(assets: tuple[Asset, ...], source: Source, tile: grid.Tile) ->
             return [f"wrong grid: {asset.band} has pixels of {a:g} x {-e:g} m instead of {size} m"]
         if (x - tile.left_m) % size or (tile.top_m - y) % size:
             return [f"wrong grid: the corner {x:g}, {y:g} of {asset.band} is off the tile's {size} m grid"]
+        if x < left or y > top or x + size * asset.width_px > right or y - size * asset.height_px < bottom:
+            return [f"wrong grid: {asset.band} of {asset.height_px} x {asset.width_px} px reaches out of {tile.name}"]
     return []
 
 
@@ -212,9 +246,9 @@ def _assets(item: Item, source: Source, location: str, root: str) -> tuple[tuple
             against.append(f"no band {band}: the item has no asset {key}" + (" with an href" if fields else ""))
             continue
         where = stored(href, location, root, str(item["id"]))
-        if where.partition("?")[0].lower().endswith(".jp2") or "jp2" in str(fields.get("type") or ""):
+        is_jp2 = where.partition("?")[0].lower().endswith(".jp2") or "jp2" in str(fields.get("type") or "")
+        if is_jp2 and JPEG_2000 not in source.drivers:  # named all the same: the scene is left out, its files are known
             against.append(f"not a COG: {band} is a JPEG 2000 file")
-            continue
         placed = _grid_of(fields, item["properties"])
         if isinstance(placed, str):
             against.append(f"no grid: {band} {placed}")
@@ -236,7 +270,7 @@ def _grid_of(fields: Mapping[str, Any], properties: Mapping[str, Any]) -> _Grid 
     def said(key: str) -> Any:
         return fields[key] if fields.get(key) is not None else properties.get(key)
 
-    code = re.fullmatch(r"(?:EPSG:)?(\d{4,6})", str(said("proj:epsg") or said("proj:code") or ""))
+    code = next((c for where in (fields, properties) if (c := _epsg(where)) is not None), None)
     if code is None:
         return "has neither proj:epsg nor proj:code"
     values, shape = said("proj:transform"), said("proj:shape")
@@ -245,9 +279,18 @@ def _grid_of(fields: Mapping[str, Any], properties: Mapping[str, Any]) -> _Grid 
     a, b, x, d, e, y = (float(v) for v in numbers[:6] if v is not None)
     if b or d or a <= 0 or e >= 0:
         return f"has a proj:transform that is not north-up: {a:g}, {b:g}, {d:g}, {e:g}"
-    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(v, int) and v > 0 for v in shape):
+    size = [number(v) for v in shape] if isinstance(shape, list) else []
+    if len(size) != 2 or not all(v is not None and v > 0 and v.is_integer() for v in size):
         return "has no proj:shape of height and width"
-    return int(code[1]), (a, b, x, d, e, y), (shape[0], shape[1])
+    return code, (a, b, x, d, e, y), (int(size[0] or 0), int(size[1] or 0))
+
+
+def _epsg(fields: Mapping[str, Any]) -> int | None:
+    """Of `proj:epsg` (version 1 of the extension; a float in some Parquet files) or `proj:code` ("EPSG:32633")."""
+    value = number(fields.get("proj:epsg"))
+    text = f"{value:.0f}" if value is not None else str(fields.get("proj:epsg") or fields.get("proj:code") or "")
+    code = re.fullmatch(r"(?:EPSG:)?(\d{4,6})", text)
+    return int(code[1]) if code else None
 
 
 def _is_tile(item: Item, source: Source, tile: grid.Tile) -> bool:
@@ -299,11 +342,16 @@ def _geometry(item: Item) -> BaseGeometry | None:
         IndexError,
     ):  # as many as there are ways to err
         return None
-    return None if shape is None or shape.is_empty else shape
+    if shape is None or shape.is_empty or not np.isfinite(shapely.get_coordinates(shape)).all():
+        return None
+    return shape
 
 
 def _footprint(item: Item, tile: grid.Tile) -> BaseGeometry:
-    """The item's geometry, else its bbox, around the tile's own meridian, whichever way round it was written."""
+    """The item's geometry, else its bbox, around the tile's own meridian, whichever way round it was written.
+
+    The whole tile where neither makes sense: nothing says that the item shows less.
+    """
     shape = _geometry(item)
     if shape is None:
         shape = shapely.union_all([shapely.box(*box) for box in item_boxes(item)])
@@ -311,4 +359,7 @@ def _footprint(item: Item, tile: grid.Tile) -> BaseGeometry:
     def turned(points: Any) -> Any:
         return np.stack([grid.unwrap(points[:, 0], tile.central_meridian), points[:, 1]], axis=1)
 
-    return shapely.make_valid(shapely.transform(shape, turned))
+    valid = shapely.make_valid(shapely.transform(shape, turned))
+    parts = shapely.get_parts(shapely.get_parts(valid))  # areas alone: seams become lines when they are turned
+    areas = [p for p in parts if p.geom_type == "Polygon" and p.area > 0]
+    return shapely.union_all(areas) if areas else grid.outline(tile)

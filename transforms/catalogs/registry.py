@@ -1,15 +1,22 @@
 """The registry: every source this release reads, and which of them an item belongs to."""
 
 from model.errors import BadInput
-from transforms.catalogs import earth_search, earth_search_c1, earth_search_l2a, planetary_computer
+from transforms.catalogs import cdse, earth_search, earth_search_c1, earth_search_l2a, opera, planetary_computer
 from transforms.catalogs.source import Item, Source
 
 # In order of preference where two sources hold the same product: metadata that tell the truth come first.
-SOURCES = (earth_search_c1.SOURCE, earth_search_l2a.SOURCE, planetary_computer.OPTICAL, planetary_computer.RADAR)
+SOURCES = (
+    earth_search_c1.SOURCE,
+    earth_search_l2a.SOURCE,
+    planetary_computer.OPTICAL,
+    cdse.SOURCE,
+    planetary_computer.RADAR,
+    opera.SOURCE,
+)
 BY_NAME = {source.name: source for source in SOURCES}
 RANK = {source.name: n for n, source in enumerate(SOURCES)}
-API_URLS = {earth_search.PROVIDER: earth_search.API_URL, planetary_computer.PROVIDER: planetary_computer.API_URL}
-PROVIDERS = tuple(API_URLS)
+API_URLS = {module.PROVIDER: module.API_URL for module in (earth_search, planetary_computer, cdse)}  # STAC APIs
+PROVIDERS = (*API_URLS, opera.PROVIDER)
 
 
 def check_provider(provider: str | None) -> None:
@@ -21,7 +28,8 @@ def check_provider(provider: str | None) -> None:
 def source_of(item: Item, provider: str | None = None) -> Source | None:
     """The source whose description an item follows, or None for a collection that is none of ours.
 
-    Without a provider the item's asset keys must tell: Earth Search has `red` and so on, Planetary Computer `B04`.
+    Without a provider the item's asset keys must tell: Earth Search has `red` and so on, Planetary Computer `B04`,
+    Copernicus Data Space `B04_10m`.
 
     Raises:
       BadInput: no provider is given and the assets fit several sources of that collection, or none.
@@ -42,5 +50,5 @@ def source_of(item: Item, provider: str | None = None) -> Source | None:
     which = " or ".join(s.provider for s in named)
     raise BadInput(
         f"item {item.get('id')}: collection {collection} may be that of {which}, and its assets do not tell; "
-        f"say whose description it follows with --as {named[0].provider} or --as {named[1].provider}"
+        f"say whose description it follows with {' or '.join(f'--as {s.provider}' for s in named)}"
     )

@@ -7,7 +7,10 @@ from typing import Protocol
 from model.errors import BadInput
 from transforms import grid
 from transforms.catalogs.api import api_catalog
+from transforms.catalogs.cmr import cmr_catalog
 from transforms.catalogs.files import FileCatalog
+from transforms.catalogs.geoparquet import SUFFIXES, ParquetCatalog, parquet_files
+from transforms.catalogs.hrefs import is_remote
 from transforms.catalogs.items import Found
 from transforms.catalogs.registry import BY_NAME, PROVIDERS, check_provider
 from transforms.periods import Period
@@ -31,7 +34,9 @@ class Catalog(Protocol):
 
 
 def open_catalog(text: str, provider: str | None = None) -> Catalog:
-    """The catalogue that a text names: a provider, a source (collection@provider), a URL, a folder or a JSON file.
+    """The catalogue that a text names: a provider, a source (collection@provider), a URL, a folder or a file.
+
+    Files are STAC items or lists of them, CMR granules, or stac-geoparquet; folders hold any one of these.
 
     Args:
       provider: whose description the items follow, where they do not tell (`--as`).
@@ -40,10 +45,16 @@ def open_catalog(text: str, provider: str | None = None) -> Catalog:
       BadInput: no such catalogue or provider, or what the catalogue's own reader refuses.
     """
     check_provider(provider)
+    if is_remote(text) and text.partition("?")[0].lower().endswith(SUFFIXES):
+        raise BadInput(f"catalogue {text.partition('?')[0]}: Parquet is read from disk; download it and give its path")
+    if (cmr := cmr_catalog(text, provider)) is not None:
+        return cmr
     if (api := api_catalog(text, provider)) is not None:
         return api
     path = Path(text)
     if path.is_dir() or path.is_file():
+        if files := parquet_files(path):
+            return ParquetCatalog(text, path, files, provider)
         return FileCatalog(text, path, provider)
     if path.name != text or path.suffix:
         raise BadInput(f"catalogue {text}: no such folder or file")

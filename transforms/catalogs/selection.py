@@ -9,7 +9,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from transforms.catalogs.items import Record
-from transforms.catalogs.registry import RANK
+from transforms.catalogs.registry import BY_NAME, RANK
+from transforms.catalogs.source import BY_CATALOGUE
 from transforms.scenes import S1, S2, Scene
 
 # Halves of a datatake share a strip of a few lines; the same granule processed twice shares nearly all of its ground.
@@ -31,31 +32,45 @@ def select(records: Iterable[Record]) -> list[Scene]:
 
 
 def in_order(scenes: Iterable[Scene]) -> list[Scene]:
-    """Scenes of one tile numbered afresh: S1 by datetime descending, S2 ascending, ties by id, then source."""
+    """Scenes of one tile numbered afresh: S1 by datetime descending, S2 ascending, ties by id, then source.
+
+    Scenes of a source that is taken in its catalogue's order keep the order that they have, behind the other S1.
+    """
     named = sorted(scenes, key=lambda s: (s.id, s.source))
-    s1 = sorted((s for s in named if s.sensor == S1), key=lambda s: s.datetime, reverse=True)
+    s1 = sorted((s for s in named if s.sensor == S1 and not _listed(s)), key=lambda s: s.datetime, reverse=True)
+    listed = sorted((s for s in named if s.sensor == S1 and _listed(s)), key=lambda s: (s.order, s.datetime))
     s2 = sorted((s for s in named if s.sensor == S2), key=lambda s: s.datetime)
-    return [dataclasses.replace(s, order=n) for group in (s1, s2) for n, s in enumerate(group)]
+    return [dataclasses.replace(s, order=n) for group in ([*s1, *listed], s2) for n, s in enumerate(group)]
 
 
 def datatake_key(scene: Scene) -> str:
-    """What the products of a datatake share: its id without the baseline, else platform, minute, relative orbit."""
-    if scene.datatake:
-        return re.sub(r"_N\d\d\.\d\d$", "", scene.datatake)
-    return f"{scene.platform} {scene.datetime[:16]} {scene.relative_orbit}"
+    """What the products of a datatake share: satellite and start, else platform, minute, relative orbit.
+
+    Ids of datatakes go on with orbit and baseline ("GS2A_20240506T100000_046000_N05.10"), names of products do not.
+    """
+    if match := re.match(r"GS2[A-Z]_\d{8}T\d{6}", scene.datatake):
+        return match[0]
+    return scene.datatake or f"{scene.platform} {scene.datetime[:16]} {scene.relative_orbit}"
 
 
-def _version(record: Record) -> tuple[str, str]:
+def _listed(scene: Scene) -> bool:
+    source = BY_NAME.get(scene.source)
+    return source is not None and source.order == BY_CATALOGUE
+
+
+def _version(record: Record) -> tuple[str, str, int]:
     """Which of two records of one id is the later; by content where neither says, so that the choice never varies."""
-    return record.scene.generated, json.dumps(dataclasses.asdict(record.scene), sort_keys=True)
+    fields = {**dataclasses.asdict(record.scene), "order": 0}
+    return record.scene.generated, json.dumps(fields, sort_keys=True), -record.scene.order  # the first of its twins
 
 
 def _without_duplicates(records: list[Record]) -> list[Scene]:
     """Drops optical scenes whose ground another product of the datatake covers: newest baseline, then newest, wins.
 
-    Products over other ground (the halves of two datastrips) are all kept.
+    Products over other ground (the halves of two datastrips) are all kept. Of a radar burst that was made twice from
+    one acquisition the newest wins.
     """
-    done = [r.scene for r in records if r.scene.sensor != S2 or not r.scene.kept]
+    done = _without_old_bursts([r.scene for r in records if r.scene.sensor != S2 or not r.scene.kept])
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record.scene.sensor == S2 and record.scene.kept:
@@ -79,7 +94,24 @@ def _without_duplicates(records: list[Record]) -> list[Scene]:
     return done
 
 
+def _without_old_bursts(scenes: list[Scene]) -> list[Scene]:
+    """OPERA makes bursts anew, and CMR lists both for some time (their acquisition is the same to the second)."""
+    newest: dict[str, Scene] = {}
+    for scene in scenes:
+        if scene.kept and scene.sensor == S1 and _listed(scene) and scene.datatake:
+            other = newest.setdefault(scene.datatake, scene)
+            newest[scene.datatake] = max(other, scene, key=lambda s: (s.generated, s.id))
+    done = []
+    for scene in scenes:
+        by = newest.get(scene.datatake) if scene.kept and scene.sensor == S1 and _listed(scene) else None
+        if by is not None and by != scene:
+            reason = (
+                f"duplicate: {by.id} was made later of the same burst (made {by.generated or 'at an unknown time'})"
+            )
+            scene = dataclasses.replace(scene, kept=False, dropped_reason=reason)
+        done.append(scene)
+    return done
+
+
 def _covered(footprint: BaseGeometry, by: BaseGeometry) -> bool:
-    if footprint.is_empty or footprint.area == 0:
-        return not by.is_empty  # nothing says that it shows other ground
     return bool(footprint.intersection(by).area > DUPLICATE_SHARE * footprint.area)

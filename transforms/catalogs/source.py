@@ -12,6 +12,9 @@ Item = Mapping[str, Any]  # one STAC item as its JSON says it; never a pystac ob
 BOA_OFFSET_DN = 1000  # ESA S2 PSD, processing baseline 04.00: BOA_ADD_OFFSET -1000 for every band
 OFFSET_BASELINE = "04.00"  # the first baseline whose products carry it
 
+BY_DATETIME = "datetime"  # the scenes of a sensor are ordered by their time alone
+BY_CATALOGUE = "catalogue"  # as the catalogue lists them, since the reference takes the first of a day as it comes
+
 
 @dataclasses.dataclass(frozen=True)
 class Offset:
@@ -39,6 +42,9 @@ class Source:
       offset: (item, baseline) -> Offset.
       tile: property that holds the MGRS tile ("33TWL" or "MGRS-33TWL"); "" where items are not cut by tile.
       baseline, generated, datatake, orbit, relative_orbit, cloud_cover: properties that hold them.
+      order: `BY_DATETIME` or `BY_CATALOGUE`.
+      drivers: GDAL's names of the formats that its files may have.
+      nodata: DN without data in files whose format has no tag for it; None where the file itself says.
     """
 
     name: str
@@ -54,6 +60,9 @@ class Source:
     orbit: str = "sat:orbit_state"
     relative_orbit: str = "sat:relative_orbit"
     cloud_cover: str = "eo:cloud_cover"
+    order: str = BY_DATETIME
+    drivers: tuple[str, ...] = ("GTiff",)
+    nodata: int | None = None
 
     @property
     def provider(self) -> str:
@@ -84,7 +93,9 @@ def offset_by_baseline(baseline: str) -> Offset:
     By baseline and not by date, since Collection 1 and reprocessed archives give new baselines to old scenes (trap T7).
     """
     if not baseline:
-        return Offset(None, "the item has no processing baseline, which decides the offset")
+        return Offset(
+            None, "the item has no processing baseline, or two that differ in it, and that decides the offset"
+        )
     if baseline >= OFFSET_BASELINE:
         return Offset(BOA_OFFSET_DN, f"baseline {baseline} is {OFFSET_BASELINE} or newer: the pixels carry 1000 DN")
     return Offset(0, f"baseline {baseline} is older than {OFFSET_BASELINE}: the pixels carry no offset")

@@ -1,0 +1,153 @@
+"""CMR: NASA's granule search, asked for OPERA's bursts of a tile."""
+
+import json
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
+
+from model.errors import BadInput
+from transforms import grid
+from transforms.catalogs import web
+from transforms.catalogs.headers import Headers
+from transforms.catalogs.hrefs import is_remote
+from transforms.catalogs.items import Found, datetime_of
+from transforms.catalogs.opera import CMR_URL, CONCEPT, PROVIDER, SOURCE, granules_in, item_of
+from transforms.periods import Period
+
+PAGE_GRANULES = 500  # CMR gives up to 2,000, of some 8 kB each
+LEAST_PAGE = 25  # below this a page that fails is not too large
+AFTER = "CMR-Search-After"  # header that leads from page to page; its absence is the end
+HITS = "CMR-Hits"
+# Granules are sorted by provider and start anyhow (CMR search documentation); the name settles bursts of one instant.
+SORT = ("start_date", "granule_ur")
+TIMEOUT_S = 90.0  # CMR allows itself 180 s; a smaller page comes sooner than that
+
+
+class _Busy(Exception):
+    """A page that failed in a way which a smaller one may not."""
+
+
+class CmrCatalog:
+    """OPERA RTC-S1 in CMR, searched by tile; files' headers are read once for each burst.
+
+    Attributes:
+      text: as the user gave it. root: URL prefix of the search. ignored: what was passed over, with counts.
+    """
+
+    def __init__(self, text: str, url: str) -> None:
+        self.text, self.root = text, url.rstrip("/")
+        self.ignored: dict[str, int] = {}
+        self._headers = Headers(self.root)
+        self._pool = web.pool(TIMEOUT_S)
+
+    def items(self, tile: grid.Tile, period: Period) -> Iterator[Found]:
+        """Yields every burst of the tile's bbox in the period once, by start, then by name.
+
+        Raises:
+          BadInput: CMR does not answer, answers with less than it counts, or pages in circles.
+        """
+        shape = grid.footprint(tile)
+        boxes = [part.bounds for part in getattr(shape, "geoms", [shape])]
+        found = {}
+        for box in boxes:
+            for granule in self._granules(box, period):
+                item = item_of(granule)
+                if item is None:
+                    self._ignore("granules that are no RTC-S1 burst")
+                elif (when := datetime_of(item)) is None:
+                    self._ignore("granules without time")
+                elif period.start <= when.date() <= period.end:
+                    found[(when, item["id"])] = item
+        for place, key in enumerate(sorted(found)):
+            location = f"{self.root}/{found[key]['id']}"
+            filled, against = self._headers.fill(found[key], location)
+            yield Found(filled, location, SOURCE, place, against)
+
+    def span(self) -> str:
+        """Nothing is known of CMR's dates without asking it for everything."""
+        return ""
+
+    def _ignore(self, what: str) -> None:
+        self.ignored[what] = self.ignored.get(what, 0) + 1
+
+    def _granules(self, box: tuple[float, ...], period: Period) -> list[Mapping[str, Any]]:
+        """Everything in the box, with pages halved as long as they fail."""
+        page = PAGE_GRANULES
+        while True:
+            try:
+                return self._search(box, period, page)
+            except _Busy as e:
+                if page // 2 < LEAST_PAGE:
+                    raise BadInput(f"catalogue {self.text}: {e}, with pages of {page}; try again later") from None
+                page //= 2
+
+    def _search(self, box: tuple[float, ...], period: Period, page: int) -> list[Mapping[str, Any]]:
+        query = {
+            "collection_concept_id": CONCEPT,
+            "bounding_box": ",".join(f"{v:.6f}" for v in box),
+            "temporal": f"{period.start}T00:00:00Z,{period.end}T23:59:59.999Z",
+            "page_size": page,
+            "sort_key[]": SORT,
+        }
+        url = f"{self.root}/granules.umm_json?{urllib.parse.urlencode(query, doseq=True)}"
+        granules: dict[str, Mapping[str, Any]] = {}
+        after: str | None = None
+        while True:
+            answer = self._answer(url, after)
+            record = _json(answer.data)
+            before = len(granules)
+            granules |= {json.dumps(g.get("meta") or g, sort_keys=True): g for g in granules_in(record)}
+            after = answer.headers.get(AFTER)
+            hits = answer.headers.get(HITS) or str(record.get("hits") if isinstance(record, dict) else "")
+            if after is None or not hits.isdigit() or len(granules) >= int(hits):
+                break
+            if len(granules) == before:
+                raise BadInput(f"catalogue {self.text}: its pages go in circles")
+        if not hits.isdigit():
+            raise BadInput(f"catalogue {self.text}: this is not CMR's search for granules; check the URL")
+        if len(granules) != int(hits):  # CMR cuts answers that take it too long, with a warning in a header
+            raise _Busy(f"it counts {hits} granules and gave {len(granules)}")
+        return list(granules.values())
+
+    def _answer(self, url: str, after: str | None) -> urllib3.BaseHTTPResponse:
+        try:
+            answer = self._pool.request("GET", url, headers={AFTER: after} if after else {}, redirect=False)
+        except MaxRetryError as e:
+            if isinstance(e.reason, NewConnectionError | ConnectTimeoutError):  # no page is small enough for that
+                raise BadInput(f"catalogue {self.text}: no answer; check the network and the URL") from None
+            raise _Busy(f"no answer ({type(e.reason).__name__})") from None
+        except HTTPError as e:
+            raise _Busy(f"no answer ({type(e).__name__})") from None
+        if answer.status in (413, 429, 500, 502, 503, 504):
+            raise _Busy(f"HTTP status {answer.status}")
+        if answer.status != 200:
+            raise BadInput(f"catalogue {self.text}: HTTP status {answer.status}; check the URL")
+        return answer
+
+
+def cmr_catalog(text: str, provider: str | None) -> CmrCatalog | None:
+    """CMR for `opera`, its source's name, or a URL with `--as opera` (a mirror); None for anything else.
+
+    Raises:
+      BadInput: another provider's `--as`, or a URL with a query or a user name.
+    """
+    if text in (PROVIDER, SOURCE.name):
+        if provider not in (None, PROVIDER):
+            raise BadInput(f"--catalog {text} --as {provider}: what {PROVIDER} serves follows its own description")
+        return CmrCatalog(text, CMR_URL)
+    if provider == PROVIDER and is_remote(text):
+        parts = urllib.parse.urlsplit(text)
+        if parts.scheme not in ("http", "https") or parts.query or parts.fragment or "@" in parts.netloc:
+            raise BadInput(f"catalogue at {parts.hostname}: give its URL over HTTP, without query and user name")
+        return CmrCatalog(text, text)
+    return None
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise _Busy("an answer that is not JSON") from None
