@@ -8,6 +8,7 @@ from typing import Any
 from model.errors import BadInput
 from model.families import profile_for
 from pipeline.embed import READERS, check_imagery
+from pipeline.reach import check_reach
 from transforms import inventory
 from transforms.dpixels import build, read_stack, save, unsearched
 from transforms.grid import TILE_PX, tile_of
@@ -63,6 +64,7 @@ def dpixels(
             f"{inv_path} was never searched for radar: these d-pixels are optical alone, which profile {profile.name} "
             f"does not declare, and embed refuses the inventory (it wants {' or '.join(missing['radar'])})"
         )
+    check_reach(inv, [tile_name])
     scenes = inventory.read_tile(inv_path, tile_name)
     rows, cols = range(row, row + height), range(col, col + width)
     with ThreadPoolExecutor(READERS) as pool:

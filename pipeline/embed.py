@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ import shapely
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.profile import Profile
-from pipeline.engines import chatter_to, engine_of
+from pipeline.engines import at_work, engine_of
 from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
+from pipeline.reach import check_reach
 from transforms import dpixels, inventory
 from transforms.draws import Place
 from transforms.embed import budget_of, local, plan_tile
@@ -176,6 +176,7 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
         tiles = [t for t in tiles if tasks_of(t, "", clip_of(options.region, t), options.block_px)]
         if not tiles:
             raise BadInput("the region holds the centre of no 10 m pixel: make it larger")
+    check_reach(inv, tiles)
     store = open_store(out)
     if isinstance(store, LocalStore) and Path(store.root).exists() and not Path(store.root).is_dir():
         raise BadInput(f"--out {out}: there is a file of that name")
@@ -259,7 +260,7 @@ def embed(
     began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
     expected = sum(_blocks_of(plan, tile, options.region) for tile in tiles)
     log = local(store, f"_runs/{plan.run}/workers.log")
-    with chatter_to(log) if engine.workers > 1 else nullcontext(), Progress(store, plan.run, expected, say, bars):
+    with at_work(engine, log), Progress(store, plan.run, expected, say, bars):
         pipeline = beam.Pipeline(options=engine.options(options.beam_args))
         _ = pipeline | EmbedTiles(plan)
         pipeline.run().wait_until_finish()

@@ -10,6 +10,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from model.errors import BadInput
+from transforms.http import WORKERS_VARIABLE
 
 # Named outright: Beam's DirectRunner picks another runner from release to release.
 FN_API_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -37,6 +38,23 @@ class Local:
 
     def options(self, extra: Sequence[str] = ()) -> PipelineOptions:
         return PipelineOptions(self.flags(extra))
+
+
+@contextlib.contextmanager
+def at_work(engine: Local, log: Path) -> Iterator[None]:
+    """What worker processes start with: their share of each host's patience, and where their chatter goes.
+
+    A run over several machines says how many processes read in all by setting the variable itself.
+    """
+    said = WORKERS_VARIABLE in os.environ
+    if not said:
+        os.environ[WORKERS_VARIABLE] = str(engine.workers)
+    try:
+        with chatter_to(log) if engine.workers > 1 else contextlib.nullcontext():
+            yield
+    finally:
+        if not said:
+            del os.environ[WORKERS_VARIABLE]
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from model.modelfile import ModelFile, open_model
 from transforms import inventory
 from transforms.dpixels import Stack, build, read_stack
 from transforms.draws import Place
+from transforms.drift import Drift, Guard
 from transforms.encode import Session, WindowEncoder, device_kind, observation_counts, session_of
-from transforms.fragments import RASTERS, compress, layouts_of, part_of, reasons_of
+from transforms.fragments import DRIFT, RASTERS, compress, layouts_of, part_of, reasons_of
 from transforms.grid import TILE_PX, Block, Tile, tile_of
 from transforms.memory import Budget, budget_for
 from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
@@ -157,12 +158,13 @@ def budget_of(plan: Plan, model: ModelFile, scenes: Iterable[Scene]) -> Budget:
 
 @dataclasses.dataclass
 class _Made:
-    """A block in the making: codes (H, W, dims) or None for nothing, scale, counts (.., 3), reasons, and figures."""
+    """A block in the making: codes (H, W, dims) or None for nothing, scale, counts (.., 3), reasons, drift, figures."""
 
     codes: NDArray[np.int8] | None
     scale: NDArray[np.float32]
     counts: NDArray[np.uint16]
     reasons: NDArray[np.uint8]
+    drift: Drift
     figures: dict[str, int]
     timings_s: dict[str, float]
 
@@ -184,6 +186,7 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
     size = block.height_px, block.width_px
     counts = np.zeros((*size, 3), np.uint16)
     timings = {"read": 0.0, "build": 0.0, "encode": 0.0}
+    guard = Guard(profile, block, wanted)
     dates = dict.fromkeys(("s2_dates", "s1_ascending_dates", "s1_descending_dates"), 0)
 
     def read(rows: range) -> Stack:
@@ -204,6 +207,7 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
                 coming = ahead.submit(read, following)
             for key, n in _dates(stack).items():
                 dates[key] = max(dates[key], n)
+            guard.add(stack)
             for start in range(stack.rows.start, stack.rows.stop, budget.build_px):
                 begun = time.perf_counter()
                 rows = range(start, min(start + budget.build_px, stack.rows.stop))
@@ -220,16 +224,20 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
         tokens = encoder.tokens
     reasons = reasons_of(counts, wanted)
     there = wanted & (counts[..., 0] > 0)
+    drift = guard.verdict()
+    if drift.reasons:
+        reasons[there] |= DRIFT
     figures = {
         "pixels": int(wanted.size),
         "embedded": int(there.sum()),
         "no_optical": int((wanted & ~there).sum()),
         "no_radar": int((there & (counts[..., 1:] == 0).all(-1)).sum()),
         "outside": int((~wanted).sum()),
+        "drift": int(there.sum()) if drift.reasons else 0,
         "tokens": tokens,
         **dates,
     }
-    return _Made(None if encoder.empty else encoder.codes, encoder.scale, counts, reasons, figures, timings)
+    return _Made(None if encoder.empty else encoder.codes, encoder.scale, counts, reasons, drift, figures, timings)
 
 
 def _dates(stack: Stack) -> dict[str, int]:
@@ -278,6 +286,8 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             head,
             status=DONE,
             counts=made_now.figures,
+            drift=made_now.drift.record(),
+            warnings=list(made_now.drift.reasons),
             parts=parts,
             timings_s={k: round(v, 3) for k, v in timings.items()},
             ended=_now(),

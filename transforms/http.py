@@ -31,8 +31,8 @@ HOPS = 5  # OPERA's files are two away
 LOGIN = "urs.earthdata.nasa.gov"  # being sent there means: without a valid token
 
 _CHANGED = "the file is not the one that it was a moment ago: another"
-_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_TOTAL = re.compile(r"bytes \*/(\d{1,18})")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_TOTAL = re.compile(r"bytes \*/([0-9]{1,18})")
 _PAGES = re.compile(r"(text/html|text/xml|application/xml|application/xhtml\+xml|application/json)\b")
 
 
@@ -284,7 +284,7 @@ def wanted(status: int, said: Mapping[str, str], start: int, stop: int, version:
             raise Fault("short", "HTTP 206 without a Content-Range that says which bytes came")
         first, last, total = (int(v) for v in match.groups())
     else:
-        if not length.isdigit() or not int(length):
+        if not re.fullmatch("[0-9]{1,18}", length) or not int(length):
             raise Fault("status", "HTTP 200 with nothing, or without its length", status)
         first, last, total = 0, int(length) - 1, int(length)
         if start or stop < total:
@@ -318,7 +318,7 @@ def _not_it(status: int, said: Mapping[str, str], version: Version | None) -> Ex
 def _retry_after(said: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait, None where it does not say; a date counts from the server's own."""
     text = said.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}", text):
+    if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     try:
         then = email.utils.parsedate_to_datetime(text)

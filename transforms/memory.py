@@ -4,6 +4,7 @@ import dataclasses
 
 from model.errors import BadInput
 from transforms.cog import TILE_PX as COG_TILE_PX
+from transforms.drift import PIXEL_BYTES, SIDE
 from transforms.encode import IN_FLIGHT, PENDING_BYTES
 
 PROCESS_BYTES = 450 << 20  # interpreter, Beam, GDAL with its 256 MB cache half full, ONNX Runtime; measured when idle
@@ -60,6 +61,7 @@ def _budget(
         ("process", PROCESS_BYTES),
         ("output", block * (dims + 4 + 3 * 2 + 1)),
         ("fragments", block * (dims + 4)),  # compressed; counted as if nothing were gained
+        ("drift guard", s2 * SIDE**2 * PIXEL_BYTES),
         ("native strips", int(strips * strip * (s2 * S2_NATIVE_BYTES + s1 * S1_BYTES))),
         ("reading", strip * (readers * READ_BYTES + 2 * CENTRES_BYTES + s2 * VALID_BYTES)),
         ("d-pixels", build * (s2 * S2_BUILT_BYTES + s1 * S1_BYTES + RESAMPLE_BYTES)),

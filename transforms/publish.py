@@ -270,11 +270,12 @@ def blocks_table(receipts: list[Receipt]) -> pa.Table:
             "width_px": r.width_px,
             "device": r.device,
             "plan": json.dumps(r.plan, sort_keys=True),
+            "warnings": json.dumps(r.warnings),
             **{f"count_{name}": n for name, n in sorted(r.counts.items())},
             **{f"{key}_{what}": r.parts[key][what] for key in RASTERS for what in ("size_bytes", "sha256", "crc32c")},
         }
         for r in receipts
     ]
     table = pa.Table.from_pylist(rows)
-    meta = json.dumps({"format": "tessera-beam/blocks", "version": 1})
+    meta = json.dumps({"format": "tessera-beam/blocks", "version": 2})
     return table.replace_schema_metadata({"tessera_beam": meta})

@@ -10,7 +10,7 @@ from model.errors import BadInput
 from transforms.storage import Store, alive
 
 FORMAT = "tessera-beam/receipt"
-VERSION = 1
+VERSION = 2  # 2: `drift` and `warnings`
 DONE = "done"
 FAILED = "failed"
 ATTEMPTS = 2  # a block that killed its worker this often is failed, not tried again (design, section 2)
@@ -27,7 +27,9 @@ class Receipt:
       reason, scene, band: why it failed and on which file, "" where that does not apply.
       plan: block size, micro-batch and provider that the block was made with; a mismatch redoes an unfinished block.
       device: kind of device: provider and instruction set or card.
-      counts: pixels, embedded, no_optical, no_radar, outside, dates and tokens.
+      counts: pixels, embedded, no_optical, no_radar, outside, drift (embedded ones of a suspected block), dates, tokens.
+      drift: what the guard measured on the block's clear pixels (`drift.Drift.record`), {} where it looked at none.
+      warnings: what is suspected of the block though it is done, in words.
       parts: per asset the compressed COG tiles: {"sizes": [...], "size_bytes", "sha256", "crc32c"}.
       timings_s: read, build, encode, write, total.
       started, ended: UTC, ISO 8601. `host`: of the worker. `attempts`: how often the block was begun.
@@ -47,6 +49,8 @@ class Receipt:
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
     device: str = ""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    drift: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
     parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     timings_s: dict[str, float] = dataclasses.field(default_factory=dict)
     started: str = ""
@@ -71,8 +75,8 @@ def receipt_from_json(data: bytes) -> Receipt:
         raise BadInput(f"a receipt that is not JSON: {e}") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise BadInput("a file in the place of a receipt is none")
-    if (version := fields.pop("version", None)) != VERSION:
-        raise BadInput(f"receipt version {version}: this release reads version {VERSION}; use a newer tessera-beam")
+    if (version := fields.pop("version", None)) not in range(1, VERSION + 1):
+        raise BadInput(f"receipt version {version}: this release reads 1 to {VERSION}; use a newer tessera-beam")
     try:
         return Receipt(**fields)
     except TypeError as e:  # fields missing or unknown

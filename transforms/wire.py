@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import re
 import socket
 import ssl
 import threading
@@ -315,7 +316,7 @@ def _is_done(response: urllib3.BaseHTTPResponse) -> bool:
 def _drain(response: urllib3.BaseHTTPResponse) -> None:
     """Reads a short error's body, so that the connection can serve the next try."""
     length = response.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) <= DRAIN_BYTES:
+    if re.fullmatch("[0-9]{1,9}", length) and int(length) <= DRAIN_BYTES:
         with contextlib.suppress(Exception):  # closed by the caller, then
             while response.read1(CHUNK_BYTES, decode_content=False):
                 pass

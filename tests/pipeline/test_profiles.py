@@ -21,6 +21,7 @@ from pipeline.embed import EmbedOptions, check_product, check_sources, embed, in
 from pipeline.quote import quote
 from transforms.dpixels import LAYOUT, load
 from transforms.inventory import read_header, read_tile, write_inventory
+from transforms.periods import period_of
 from transforms.regions import region_from_bbox
 from transforms.stac import product_record
 from transforms.storage import open_store
@@ -31,11 +32,8 @@ TEN_M = ("B04", "B02", "B03", "B08")
 COMBINED = [(ES_C1, PC_RTC), (ES_L2A, PC_RTC), (PC_L2A, PC_RTC), (ES_L2A, OPERA_RTC), (PC_L2A, OPERA_RTC)]
 FITTING = (
     {name: [(PC_L2A, PC_RTC)] for name in names() if name.startswith(("v1.0", "v1.1-mpc"))}
-    | {
-        "v1.1-aws": [],  # its radar is OPERA's, which is not built here
-        "v1.1-aws+nearest": [],
-        "v2": COMBINED[:3],
-    }
+    | {name: [(ES_L2A, OPERA_RTC)] for name in ("v1.1-aws", "v1.1-aws+nearest")}
+    | {"v2": COMBINED[:3]}
 )
 
 
@@ -104,14 +102,14 @@ def test_the_two_sets_of_v1_1_share_neither_a_source_nor_a_statistic():
     [
         ("v1.1-mpc", (ES_C1, PC_RTC), (ES_C1, PC_L2A, "Build the inventory")),
         ("v1.1-mpc+nearest", (ES_L2A, PC_RTC), (ES_L2A, PC_L2A, "Build the inventory")),
-        ("v1.1-aws", (PC_L2A, PC_RTC), (PC_L2A, PC_RTC, ES_L2A, OPERA_RTC, "s1_resampling", "--dpixels")),
-        ("v1.1-aws", (ES_L2A, OPERA_RTC), ("v1.1-aws", "s1_resampling is 'bilinear'", "'nearest'", "--dpixels")),
+        ("v1.1-aws", (PC_L2A, PC_RTC), (PC_L2A, PC_RTC, ES_L2A, OPERA_RTC)),
+        ("v1.1-mpc", (PC_L2A, OPERA_RTC), (OPERA_RTC, PC_RTC, "Build the inventory")),
     ],
 )
 def test_embed_and_quote_refuse_it_before_any_work(
     world, inventories, tmp_path, monkeypatch, capfd, name, sources, words
 ):
-    # Trap T22 for OPERA's 30 m pixels, which come to 10 m by another rule than Planetary Computer's.
+    # Traps T2 and T22: OPERA's 30 m pixels come to 10 m by another rule than Planetary Computer's.
     for module in ("embed", "quote"):
         monkeypatch.setattr(f"pipeline.{module}.open_model", lambda _: model_of(world, name))
     inv, out = inventories[sources], tmp_path / "out"
@@ -122,6 +120,63 @@ def test_embed_and_quote_refuse_it_before_any_work(
     assert not out.exists()
     with pytest.raises(BadInput, match=f"profile {name}".replace("+", r"\+")):
         quote(inv, world.model)
+
+
+def test_a_rule_that_no_code_follows_is_refused_by_embed_and_quote(world, inventories, tmp_path, monkeypatch, capfd):
+    rule = "the days under 0.01 % of the region are dropped"
+    for module in ("embed", "quote"):
+        model = model_of(world, "v2")
+        odd = dataclasses.replace(model, profile=dataclasses.replace(model.profile, coverage_rule=rule))
+        monkeypatch.setattr(f"pipeline.{module}.open_model", lambda _, m=odd: m)
+    inv = inventories[PC_L2A, PC_RTC]
+    assert program(["embed", inv, "--model", world.model, "--out", str(tmp_path / "out")]) == 2
+    said = capfd.readouterr().err
+    assert all(w in said for w in ("profile v2", "coverage_rule", rule, "--dpixels")), said
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match="coverage_rule"):
+        quote(inv, world.model)
+
+
+def test_an_inventory_without_radar_fits_only_a_profile_that_declares_optical_alone(world, tmp_path):
+    # Facts, 1.3: a tenth of the land has no radar at all in a year; no published profile says what to do then.
+    head = read_header(world.inv)
+    optical = [s for s in head.sources if s.name == ES_C1]
+    scenes = {t: [s for s in read_tile(world.inv, t) if s.source == ES_C1] for t in head.tiles}
+    write_inventory(tmp_path / "i.parquet", head.period, head.frozen, scenes, optical)
+    inv, model = read_header(tmp_path / "i.parquet"), model_of(world, "v2")
+    with pytest.raises(BadInput, match=f"no radar source .*v2 .*wants one of {PC_RTC}"):
+        check_sources(model, inv)
+    alone = dataclasses.replace(model, profile=dataclasses.replace(model.profile, s1_sources=()))
+    check_sources(alone, inv)
+    with pytest.raises(BadInput, match=PC_RTC):  # and such a one takes no radar
+        check_sources(alone, head)
+
+
+def test_d_pixels_of_an_inventory_without_radar_are_made_with_a_warning(world, tmp_path):
+    head = read_header(world.inv)
+    scenes = {t: [s for s in read_tile(world.inv, t) if s.source == ES_C1] for t in head.tiles}
+    sources = [s for s in head.sources if s.name == ES_C1]
+    write_inventory(tmp_path / "i.parquet", head.period, head.frozen, scenes, sources)
+    said: list[str] = []
+    window = ",".join(map(str, world.earth.island(TILE)))
+    got = dpixels(str(tmp_path / "i.parquet"), "v2", TILE, window, str(tmp_path / "d"), said.append)
+    assert got["warnings"] == said
+    assert "never searched for radar" in said[0] and "v2 does not declare" in said[0]
+    assert load(tmp_path / "d", pytest.fail).sar_ascending.shape[0] == 0
+
+
+def test_d_pixels_of_a_shorter_period_are_made_with_a_warning(world, inventories, tmp_path):
+    head = read_header(inventories[PC_L2A, PC_RTC])
+    spring = period_of("2024-03-01/2024-05-31")
+    scenes = {t: [s for s in read_tile(head.path, t) if spring.start <= s.day <= spring.end] for t in head.tiles}
+    write_inventory(tmp_path / "i.parquet", spring, head.frozen, scenes, head.sources)
+    said: list[str] = []
+    window = ",".join(map(str, world.earth.island(TILE)))
+    got = dpixels(str(tmp_path / "i.parquet"), "v2", TILE, window, str(tmp_path / "d"), said.append)
+    assert "92 days, not twelve months" in got["warnings"][0]
+    assert said == got["warnings"]
+    days = load(tmp_path / "d", pytest.fail).doys
+    assert days.min() >= 61 and days.max() <= 152
 
 
 def test_d_pixels_made_elsewhere_are_embedded_whatever_their_radar_was(world, inventories, tmp_path, monkeypatch):
@@ -170,7 +225,6 @@ def test_a_variant_s_d_pixels_differ_in_the_20_m_bands_alone(world, inventories,
         ("v1.1-mpc", (ES_C1, PC_RTC), (ES_C1, PC_L2A, PC_RTC)),
         ("v1.1-mpc+nearest", (PC_L2A, OPERA_RTC), (OPERA_RTC, PC_L2A, PC_RTC)),
         ("v1.1-aws", (PC_L2A, PC_RTC), (PC_L2A, ES_L2A, OPERA_RTC)),
-        ("v1.1-aws", (ES_L2A, OPERA_RTC), ("s1_resampling is 'bilinear'", "'nearest'")),
         ("v1.1", (PC_L2A, PC_RTC), names()),
         ("v2+nearest", (PC_L2A, PC_RTC), ("v2+nearest", "none")),
     ],

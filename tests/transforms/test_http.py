@@ -229,7 +229,7 @@ def raw(*answers):
                     connection.recv(65536)
                     connection.sendall(said)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with hosts.allowed(place):
             yield f"http://{place}/a"
