@@ -201,7 +201,7 @@ def read_odc(root: str, dates: int, row: int, side: int) -> int:
 
 
 def read_async(root: str, dates: int, row: int, side: int) -> int:
-    """async-geotiff: the native windows alone, without resampling, mask and mosaic."""
+    """async-geotiff: the same native windows alone, their halos too, without resampling, mask and mosaic."""
     from async_geotiff import GeoTIFF
     from async_geotiff import Window as Part
     from obstore.store import HTTPStore, LocalStore
@@ -211,15 +211,19 @@ def read_async(root: str, dates: int, row: int, side: int) -> int:
     else:
         store = LocalStore(root)
 
-    async def one(gate: asyncio.Semaphore, href: str, pixel_m: int) -> int:
+    async def one(gate: asyncio.Semaphore, href: str, pixel_m: int, halo: int) -> int:
         async with gate:
             file = await GeoTIFF.open(href, store=store)
-            at, size = row * 10 // pixel_m, side * 10 // pixel_m
+            at, size = row * 10 // pixel_m - halo, side * 10 // pixel_m + 2 * halo
             return int((await file.read(window=Part(at, at, size, size))).data.size)
 
     async def all_of() -> int:
         gate = asyncio.Semaphore(READERS)
-        jobs = [one(gate, a.href, S2_PIXEL_M[a.band]) for s in scenes_of(dates) for a in s.assets]
+        jobs = [
+            one(gate, a.href, S2_PIXEL_M[a.band], int(S2_PIXEL_M[a.band] == 20 and a.band != "SCL"))
+            for s in scenes_of(dates)
+            for a in s.assets
+        ]
         return sum(await asyncio.gather(*jobs))
 
     return asyncio.run(all_of())
