@@ -91,6 +91,7 @@ def test_an_undisturbed_build_has_every_scene_and_leaves_nothing_beside_it(undis
     assert said["kept_tiles"] == 0 and said["asked"].popitem()[1]["again"] == 0
 
 
+@pytest.mark.slow
 def test_hundreds_of_faults_leave_no_trace_in_the_scenes(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(api_module, "PATIENCE", Patience(tries=12, size_tries=2, first_s=0, answer_s=30))
     chance, given = random.Random(5), Counter()
@@ -150,6 +151,7 @@ def blocked(tile, how):
     return lambda body, _before: how if is_over(body, tile) else None
 
 
+@pytest.mark.slow
 def test_a_tile_that_fails_for_good_ends_the_program_with_2_naming_tile_month_and_command(
     tmp_path, capsys, monkeypatch
 ):
@@ -228,6 +230,7 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_bytes(undisturbed, t
     assert {p.name for p in tmp_path.iterdir()} == {"i.parquet", "whole.parquet"}
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_build_at_once_and_politely_though_a_server_is_silent(tmp_path):
     out, parts = tmp_path / "i.parquet", tmp_path / ".i.parquet.parts"
     with faulty_api(ITEMS) as (url, api):
@@ -242,6 +245,7 @@ def test_an_interrupt_ends_a_build_at_once_and_politely_though_a_server_is_silen
     assert len(list(parts.glob("*.part"))) >= 4 and not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_the_freeze_time_is_that_of_the_first_build_that_is_gone_on_with(tmp_path):
     out = tmp_path / "i.parquet"
     with faulty_api(ITEMS) as (url, api):
@@ -265,6 +269,7 @@ def unfinished(tmp_path, url, api, **more):
     return sorted((tmp_path / ".i.parquet.parts").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_searched_again(undisturbed, tmp_path):
     with faulty_api(ITEMS) as (url, api):
         part = unfinished(tmp_path, url, api)[1]
@@ -321,6 +326,7 @@ def test_a_part_of_another_version_or_tile_is_not_taken(a_part, tmp_path, old, n
     parts.close(remove=True)
 
 
+@pytest.mark.slow
 def test_parts_of_other_arguments_are_dropped_with_a_sentence(tmp_path):
     with faulty_api(ITEMS) as (url, api):
         unfinished(tmp_path, url, api)
@@ -331,6 +337,7 @@ def test_parts_of_other_arguments_are_dropped_with_a_sentence(tmp_path):
     assert len(told) == 1 and "what an earlier build with other arguments had found is dropped" in told[0]
 
 
+@pytest.mark.slow
 def test_more_tiles_may_join_a_build_that_was_left(tmp_path):
     with faulty_api(ITEMS) as (url, api):
         unfinished(tmp_path, url, api)
@@ -370,6 +377,7 @@ def test_a_search_that_cannot_give_all_it_counts_stops_the_build(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing was done, so nothing is kept"
 
 
+@pytest.mark.slow
 def test_progress_comes_in_the_order_of_tiles_with_the_scenes_so_far(tmp_path):
     with faulty_api(ITEMS) as (url, _api):
         seen = []

@@ -21,6 +21,8 @@ from transforms.inventory import read_tile
 from transforms.periods import period_of
 from transforms.scenes import S2
 
+pytestmark = pytest.mark.slow  # many files are written and read
+
 TILE = "33TUL"
 S2_FOLDER, S1_FOLDER = "sentinel-2-c1-l2a", "sentinel-1-rtc"
 

@@ -682,6 +682,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 def test_ten_thousand_faulty_answers_leave_every_byte_right_or_a_typed_error():
     """16 threads, every fault in its share, seeded: what comes is the file's own, and all of it ends."""
     seed = int(os.environ.get("SEED", "20261121"))
@@ -721,6 +722,7 @@ def test_ten_thousand_faulty_answers_leave_every_byte_right_or_a_typed_error():
 SMALL = st.integers(0, 12)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([206] * 6 + [200] * 3 + [204, 302, 304, 404, 416, 500]),
     st.fixed_dictionaries(

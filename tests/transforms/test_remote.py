@@ -420,6 +420,7 @@ def test_a_changed_file_is_checked_anew(cache):
         read_window(URL, Window(0, 0, 400, 300), shelf, accept, headers=cache)
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=150)
 @given(st.dictionaries(st.integers(0, 12), st.integers(0, 7), max_size=6), st.integers(0, 2**32))
 def test_whatever_the_answers_pixels_are_right_or_there_is_an_error(faults, seed):

@@ -5,7 +5,7 @@ from faulty_server import Skipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.throttle import FIRST, SIZED_BYTES, SLOW_RUN, Counters, Quarantine, Throttle, share
+from transforms.throttle import BEST_HALF_S, FIRST, SIZED_BYTES, SLOW_RUN, Counters, Quarantine, Throttle, share
 
 
 class Hand:
@@ -131,6 +131,28 @@ def test_an_answer_that_is_slow_while_few_are_in_flight_is_no_slowness():
     rounds(gate, FIRST, lambda turn: turn.brought(SIZED_BYTES, 0.1))
     for _ in range(3 * SLOW_RUN):
         rounds(gate, 1, lambda turn: turn.brought(SIZED_BYTES, 10.0))
+    assert "cuts" not in counters.read()
+
+
+def test_a_host_that_was_cut_is_not_called_slow_for_having_fewer_requests():
+    gate, _, counters = throttle(most=64)
+    for _ in range(100):
+        rounds(gate, int(gate.limit("h")), lambda turn: turn.brought(SIZED_BYTES, 0.1))
+    for _ in range(3):
+        rounds(gate, int(gate.limit("h")), lambda turn: turn.said_busy())
+    before = gate.limit("h")
+    for _ in range(20):
+        rounds(gate, int(gate.limit("h")), lambda turn: turn.brought(SIZED_BYTES, 0.1))
+    assert counters.read()["cuts"] == 3
+    assert gate.limit("h") > before
+
+
+def test_what_a_host_could_do_long_ago_does_not_count():
+    gate, hand, counters = throttle()
+    rounds(gate, FIRST, lambda turn: turn.brought(SIZED_BYTES, 0.1))
+    hand.sleep(10 * BEST_HALF_S)
+    for _ in range(SLOW_RUN):
+        rounds(gate, int(gate.limit("h")), lambda turn: turn.brought(SIZED_BYTES, 1.0))
     assert "cuts" not in counters.read()
 
 
