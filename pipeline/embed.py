@@ -31,6 +31,7 @@ from transforms.encode import MICRO_BATCH_PX, cores, device_kind, encode_window,
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
 from transforms.memory import S1_BYTES, S2_NATIVE_BYTES, Budget
+from transforms.periods import period_of
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
 from transforms.receipts import FAILED
@@ -255,7 +256,7 @@ def embed(
     engine = engine_of(options.runner, options.workers)
     store = open_store(plan.out)
     say(f"{len(tiles)} tiles, period {plan.period}, {plan.model_name} on {device_kind(plan.provider)}")
-    say(memory_words(budget, options.workers))
+    say("\n".join([memory_words(budget, options.workers), *(f"warning: {w}" for w in period_of(plan.period).warnings)]))
     store.replace(f"_runs/{plan.run}/plan.json", plan.to_json().encode())
     began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
     expected = sum(_blocks_of(plan, tile, options.region) for tile in tiles)
@@ -292,7 +293,6 @@ def _record(
         totals["pixels"] += block["counts"].get("embedded", 0)
         if block["status"] == FAILED:
             failed.append(block | {"command": cure(block["scene"], block["band"])})
-    done = totals["blocks_done"]
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
     unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
     summary = {
@@ -306,15 +306,16 @@ def _record(
         "model": plan.model_name,
         "inventory": plan.inventory,
         "period": plan.period,
+        "warnings": list(period_of(plan.period).warnings),
         "runner": "local",
         "device": device_kind(plan.provider),
         "out": plan.out,
         "totals": {
             "tiles": len(tiles),
             "blocks": expected,
-            "blocks_done": done,
+            "blocks_done": totals["blocks_done"],
             "blocks_failed": len(failed),
-            "blocks_skipped": max(0, expected - done - totals["blocks_failed"]),
+            "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
             "pixels": totals["pixels"],
             "tiles_published": len(tiles) - len(unfinished),
         },

@@ -322,6 +322,8 @@ def context_of(facts: Facts) -> dict[str, Any]:
         "cards": [_card(facts, t, album) for t in facts.tiles] if as_cards else [],
         "rows": [] if as_cards else facts.tiles[:TABLE_ROWS],
         "rows_left": 0 if as_cards else max(0, len(facts.tiles) - TABLE_ROWS),
+        "warnings": [w for t in facts.tiles for w in t.warnings][:FAILURE_ROWS],
+        "warnings_all": sum(len(t.warnings) for t in facts.tiles),
         "failures": facts.failures[:FAILURE_ROWS],
         "failures_all": len(facts.failures),
         "runs": [_run(r) for r in facts.runs],

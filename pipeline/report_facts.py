@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from model.errors import BadInput
+from pipeline.suspects import rows_of
 
 DONE, FAILED, MISSING = "done", "failed", "missing"
 STAGES = ("read", "build", "encode", "write")
@@ -31,6 +32,17 @@ class BlockFacts:
     embedded: float
 
 
+@dataclasses.dataclass(frozen=True)
+class WarningFacts:
+    """What is suspected of a block that was made."""
+
+    tile: str
+    period: str
+    row_px: int
+    col_px: int
+    reason: str
+
+
 @dataclasses.dataclass
 class TileFacts:
     """One tile of one period.
@@ -43,7 +55,7 @@ class TileFacts:
       dates: least and greatest number of observation dates over its blocks, by `DATES`.
       tokens: token rows that the encoder saw.
       blocks: what is known of its blocks; empty where nothing draws them.
-      size_bytes: of all assets.
+      warnings: of its blocks. size_bytes: of all assets.
     """
 
     tile: str
@@ -55,6 +67,7 @@ class TileFacts:
     dates: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     tokens: int = 0
     blocks: list[BlockFacts] = dataclasses.field(default_factory=list)
+    warnings: list[WarningFacts] = dataclasses.field(default_factory=list)
     size_bytes: int = 0
 
     @property
@@ -155,6 +168,7 @@ def _add_block(tile: TileFacts, record: Record, keep: bool) -> None:
             low, high = tile.dates.get(name, (counts[name], counts[name]))
             tile.dates[name] = (min(low, counts[name]), max(high, counts[name]))
     tile.tokens += counts.get("tokens", 0)
+    tile.warnings += [WarningFacts(**row) for row in rows_of(record)]
     if keep:
         row_px, col_px, height_px, width_px = (int(record[k]) for k in ("row_px", "col_px", "height_px", "width_px"))
         done = record.get("status", DONE) == DONE
@@ -179,9 +193,10 @@ def _published(out: Path, detailed: bool, paths: Iterable[Path]) -> Iterator[Til
             size_bytes=sum(int(a.get("file:size", 0)) for a in item["assets"].values()),
         )
         blocks = out / tile.asset_path("blocks")
-        if detailed and tile.asset_path("blocks") and blocks.is_file():
+        wrong = properties.get("tessera:counts", {}).get("drift")
+        if (detailed or wrong) and tile.asset_path("blocks") and blocks.is_file():
             for row in pq.read_table(blocks).to_pylist():
-                _add_block(tile, row, keep=True)
+                _add_block(tile, row, keep=detailed)
         yield tile
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from model.errors import BadInput
 from pipeline.finish import failures, published
+from pipeline.suspects import suspects
 from transforms.inventory import read_header
 from transforms.receipts import DONE, FAILED
 from transforms.storage import LocalStore, Store, open_store
@@ -42,7 +43,7 @@ def wanted_tiles(store: Store) -> dict[str, set[str]]:
 
 
 def status(out: str) -> dict[str, Any]:
-    """State of every tile: published, or how many blocks are done and failed.
+    """State of every tile: published, or how many blocks are done and failed; warnings of blocks that are done.
 
     Raises:
       BadInput: not an output folder.
@@ -81,6 +82,7 @@ def status(out: str) -> dict[str, Any]:
         "states": dict(sorted(Counter(r["state"] for r in rows).items())),
         "tiles": rows,
         "failures": failures(store),
+        "warnings": suspects(store, items.values()),
     }
 
 

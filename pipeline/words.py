@@ -108,6 +108,8 @@ def status(r: dict[str, Any]) -> str:
             f"{t['blocks_done']} blocks done, {t['blocks_failed']} failed"
         )  # fmt: skip
         lines.append(f"  {t['period']}  {t['tile']}  {t['state']:10}  {more}")
+    for w in r["warnings"]:
+        lines.append(f"  warning: tile {w['tile']}, block at row {w['row_px']}, col {w['col_px']}: {w['reason']}")
     return "\n".join([*lines, *(failure(f) for f in r["failures"])])
 
 

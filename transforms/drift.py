@@ -29,7 +29,7 @@ LEAST_DATES, LEAST_PX = 5, 20  # that a place, a scene must have to be looked at
 # Where all scenes are wrong alike, none differs. Then the darkest pixels tell: plants, water and shade are at 100 to
 # 900 DN in B02, B03, B04, B11 and B12, and 1000 above it with the offset left in. Desert is as bright by nature, but
 # red: B04 is 1.4 times B02 and more, B12 twice. Snow is dark in B11 and B12.
-DARK_SHARE = 0.01  # of the clear observations
+DARK_SHARE = 0.01  # of a scene's clear pixels
 FLOOR_DN = 950
 DARK_MOST_DN = 1800  # of B02
 DARK_RATIOS = {"B03": 1.3, "B04": 1.25, "B11": 2.2, "B12": 2.0}  # to B02, at most
@@ -80,6 +80,11 @@ class Guard:
         self._values: dict[str, NDArray[np.uint16]] = {}
         self._clear: dict[str, NDArray[np.bool_]] = {}
         self._steady: dict[str, NDArray[np.bool_]] = {}
+
+    @property
+    def places(self) -> int:
+        """Pixels that are looked at, of each scene at most."""
+        return self._wanted.size
 
     def add(self, stack: Stack) -> None:
         """Looks at the rows of a stack; each pixel of the block may come once."""
@@ -161,11 +166,11 @@ def judge(
             f"{len(wrong)} of {len(scenes)} scenes lie about {OFFSET_DN} DN above the others in every band, as if "
             f"their offset had not been subtracted: {named}; {apart}"
         )
-    elif floor := dark_floor(seen, profile.s2_bands):
+    elif floor := dark_floor(values, clear, profile.s2_bands):
         ends = ", ".join(f"{band} {dn:.0f}" for band, dn in floor.items())
         reasons.append(
-            f"the darkest pixels of every band lie above {FLOOR_DN} DN, as if no scene had its offset of {OFFSET_DN} "
-            f"subtracted: {ends}; {apart}"
+            f"the darkest pixels of most scenes lie above {FLOOR_DN} DN in every band, as if their offset of "
+            f"{OFFSET_DN} had not been subtracted: {ends}; {apart}"
         )
     if far := [words[band] for band, s in zip(profile.s2_bands, sigma, strict=True) if abs(s) > FAR_SIGMA]:
         reasons.append(f"means further from the profile's than any ground, in sigma: {', '.join(far)}")
@@ -218,13 +223,16 @@ def _moved(
     return moved
 
 
-def dark_floor(seen: NDArray[np.float64], bands: Sequence[str]) -> Mapping[str, float]:
-    """The dark ends by band where they are those of dark ground with an offset left in, else {}.
+def dark_floor(values: NDArray[np.uint16], clear: NDArray[np.bool_], bands: Sequence[str]) -> Mapping[str, float]:
+    """The dark ends by band where they are those of dark ground with an offset left in, else {}. Arguments as `judge`.
 
-    Args:
-      seen: (n, bands) DN of clear observations.
+    Of each scene the dark end, of these the median: the few that may be right do not hide the many that are not.
     """
-    ends = dict(zip(bands, np.quantile(seen, DARK_SHARE, axis=0), strict=True))
+    enough = clear.sum(1) >= LEAST_PX
+    if not enough.any():
+        return {}
+    of_scenes = [np.quantile(v[c], DARK_SHARE, axis=0) for v, c in zip(values[enough], clear[enough], strict=True)]
+    ends = dict(zip(bands, np.median(of_scenes, axis=0), strict=True))
     base = ends["B02"]
     if min(ends.values()) < FLOOR_DN or base > DARK_MOST_DN:
         return {}

@@ -27,7 +27,8 @@ class Receipt:
       reason, scene, band: why it failed and on which file, "" where that does not apply.
       plan: block size, micro-batch and provider that the block was made with; a mismatch redoes an unfinished block.
       device: kind of device: provider and instruction set or card.
-      counts: pixels, embedded, no_optical, no_radar, outside, drift (embedded ones of a suspected block), dates, tokens.
+      counts: pixels, embedded, no_optical, no_radar, outside, drift (those embedded of a suspected block), dates and
+        tokens.
       drift: what the guard measured on the block's clear pixels (`drift.Drift.record`), {} where it looked at none.
       warnings: what is suspected of the block though it is done, in words.
       parts: per asset the compressed COG tiles: {"sizes": [...], "size_bytes", "sha256", "crc32c"}.

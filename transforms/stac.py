@@ -206,6 +206,8 @@ def item(
     }
     if clip is not None:
         properties["tessera:clip"] = dict(clip)
+    if period.warnings:
+        properties["tessera:warnings"] = list(period.warnings)
     up = {"href": "../../collection.json", "type": JSON}
     links = [
         {"rel": "root", **up},

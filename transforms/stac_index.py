@@ -76,6 +76,7 @@ _PROPERTIES: dict[str, pa.DataType] = {
     "tessera:sources": pa.list_(pa.string()),
     "tessera:counts": pa.struct([]),  # its fields are those that the items have
     "tessera:clip": pa.string(),
+    "tessera:warnings": pa.list_(pa.string()),
 }
 _JSON_COLUMNS = ("tessera:clip",)
 _TIME_COLUMNS = tuple(name for name, kind in _PROPERTIES.items() if kind == _TIME)
