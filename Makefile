@@ -54,6 +54,9 @@ gate-full: $(DEV)/.ready
 bench: $(DEV)/.ready
 	$(DEV)/bin/python bench/encoder.py
 	$(DEV)/bin/python bench/samplers.py
+	$(DEV)/bin/python bench/dpixels.py
+	$(DEV)/bin/python bench/reading.py
+	$(DEV)/bin/python bench/enumeration.py
 
 demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained

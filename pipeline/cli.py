@@ -78,7 +78,7 @@ def inventory_build(
     catalog: Annotated[
         list[str], typer.Option("--catalog", help="Provider, URL, folder or file; repeat to join S2 and S1.")
     ],
-    period: Annotated[str, typer.Option("--period", help="A year, or first/last day of twelve months.")],
+    period: Annotated[str, typer.Option("--period", help="A year, or first/last day of at most twelve months.")],
     out: Annotated[str, typer.Option("--out", help="Inventory file to write.")],
     provider: Annotated[
         list[str] | None,

@@ -109,7 +109,7 @@ def build(
         "ignored": dict(sorted(_ignored(opened, written.ignored).items())),
         "kept_tiles": written.kept_tiles,
         "asked": {c.text: c.asked() for c in opened if isinstance(c, ApiCatalog)},
-        "warnings": warnings_of(written.tiles),
+        "warnings": [*period.warnings, *warnings_of(written.tiles)],
     }
 
 
