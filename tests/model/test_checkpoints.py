@@ -708,7 +708,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, payload):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(BadInput, match=r"no checkpoint at .*gone\.pt"):
         load_checkpoint(tmp_path / "gone.pt")
-    with pytest.raises(BadInput, match="no checkpoint at"):
+    with pytest.raises(BadInput, match="is a folder: give the checkpoint in it"):
         load_checkpoint(tmp_path)
 
 
