@@ -712,7 +712,8 @@ def test_ten_thousand_faulty_answers_leave_every_byte_right_or_a_typed_error():
     assert set(outcome) <= {"right", "status", "reset", "short", "timeout", "changed"}
     assert outcome["right"] > 0.95 * len(jobs), outcome
     said = fetch.counters.read()
-    assert said["requests"] == len(server.seen)
+    # A request that is given up before the server has read its head is counted here alone.
+    assert len(server.seen) <= said["requests"] <= 1.01 * len(server.seen)
     assert said["bytes"] == outcome["right"] * 1000 + outcome["changed"] * 1000
     print(
         f"{sum(server.faults.values())} faults, {len(jobs)} ranges, {time.monotonic() - began:.1f} s, {dict(outcome)}"
