@@ -615,19 +615,3 @@ def test_an_error_about_a_signed_url_does_not_show_its_signature(tmp_path, serve
     for text in (str(error.value), repr(error.value), "".join(traceback.format_exception(error.value))):
         assert "SECRET" not in text
         assert "sig=" not in text
-
-
-@FEW
-@given(cases)
-def test_pixels_that_are_doubled_are_those_that_are_gathered(tmp_path, case):
-    _, asset, rows, cols = planted(tmp_path, {**case, "size_m": 20, "phase_m": (case["phase_m"][0] // 10 * 10, 0)})
-    quick = sampled(tmp_path, asset, rows, cols)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "_twice", lambda *_: None)
-        np.testing.assert_array_equal(quick, sampled(tmp_path, asset, rows, cols))
-
-
-def test_the_bands_of_a_tile_are_doubled_and_not_gathered(tmp_path, monkeypatch):
-    asset = write(tmp_path, np.ones((40, 40), np.uint16), TILE.left_m, TILE.top_m, 20)
-    monkeypatch.setattr(read, "_weigh", None)
-    assert sampled(tmp_path, asset, range(11, 64), range(2, 71)).all()
