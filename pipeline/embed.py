@@ -24,6 +24,7 @@ from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from pipeline.reach import check_reach
+from pipeline.words import memory as memory_words
 from transforms import dpixels, inventory
 from transforms.draws import Place
 from transforms.embed import budget_of, local, plan_tile
@@ -274,13 +275,6 @@ def _blocks_of(plan: Plan, tile: str, region: Region | None) -> int:
     return len(tasks_of(tile, "", clip_of(region, tile) if region else None, plan.block_px))
 
 
-def memory_words(budget: Budget, workers: int) -> str:
-    """The budget as a line."""
-    parts = ", ".join(f"{name} {n / 2**20:,.0f}" for name, n in budget.parts_bytes)
-    total = budget.total_bytes / 2**30
-    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); strips of {budget.strip_px} rows"
-
-
 def _record(
     store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
 ) -> dict[str, Any]:
@@ -291,6 +285,7 @@ def _record(
         block = json.loads(store.get(name))
         totals[f"blocks_{block['status']}"] += 1
         totals["pixels"] += block["counts"].get("embedded", 0)
+        totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
         if block["status"] == FAILED:
             failed.append(block | {"command": cure(block["scene"], block["band"])})
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
@@ -316,6 +311,7 @@ def _record(
             "blocks_done": totals["blocks_done"],
             "blocks_failed": len(failed),
             "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
+            "blocks_in_doubt": totals["blocks_in_doubt"],
             "pixels": totals["pixels"],
             "tiles_published": len(tiles) - len(unfinished),
         },

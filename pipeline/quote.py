@@ -6,7 +6,8 @@ from typing import Any
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.weights import flop_per_px
-from pipeline.embed import READERS, check_sources, check_tiles, memory_words, worst_tile
+from pipeline.embed import READERS, check_sources, check_tiles, worst_tile
+from pipeline.words import memory as memory_words
 from transforms import inventory
 from transforms.encode import CPU, MICRO_BATCH_PX
 from transforms.grid import TILE_PX, blocks_of

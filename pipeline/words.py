@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transforms.memory import Budget
+
 NAMED = 20  # tiles that are told one by one; --json has them all
 WARNINGS = 10
 
@@ -81,6 +83,11 @@ def embedded(r: dict[str, Any]) -> str:
     ]
     if t["blocks_done"] and not t["pixels"] and not t["blocks_failed"]:
         lines.append("  no pixel of the region had a valid optical observation: is the region where the scenes are?")
+    if t["blocks_in_doubt"]:
+        lines.append(
+            f"  {t['blocks_in_doubt']} blocks look as if an offset of 1000 DN had been missed: "
+            f"tessera-beam status {r['out']}"
+        )
     for f in r["failures"]:
         lines.append(failure(f))
     if t["blocks_failed"] > len(r["failures"]):
@@ -147,3 +154,10 @@ def demo(r: dict[str, Any]) -> str:
             "next: your own region, in the README under that heading",
         ]
     )
+
+
+def memory(budget: Budget, workers: int) -> str:
+    """The budget as a line."""
+    parts = ", ".join(f"{name} {n / 2**20:,.0f}" for name, n in budget.parts_bytes)
+    total = budget.total_bytes / 2**30
+    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); strips of {budget.strip_px} rows"
