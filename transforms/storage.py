@@ -1,43 +1,169 @@
-"""Storage: the few verbs that publishing needs, over one output folder."""
+"""Storage: the few verbs that publishing needs, over one output folder, on a disk or in a bucket."""
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, NamedTuple, Protocol
+
+import google_crc32c
 
 from model.errors import BadInput
 
 PARTS = ".parts"  # folder of files that are still being written
 DAY_S = 86_400
+COPY_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Stat:
-    """What the store knows of an object. `size_bytes`: its length."""
+    """What the store knows of an object.
 
+    Attributes:
+      size_bytes: its length.
+      version: another one after every write: generation, ETag, or inode and time of change.
+      crc32c: eight hex digits where the store keeps it, "" where it does not (disks).
+      changed_s: time of the last write by the store's clock, seconds since 1970.
+    """
+
+    size_bytes: int
+    version: str
+    crc32c: str
+    changed_s: float
+
+
+class Loaded(NamedTuple):
+    """A whole small object, and the version that these bytes are."""
+
+    data: bytes
+    version: str
+
+
+class Entry(NamedTuple):
+    """One object of a listing."""
+
+    name: str
+    stat: Stat
+
+
+class Source(NamedTuple):
+    """An object that becomes a part of a joined one. `size_bytes`: of it, more than 0."""
+
+    name: str
     size_bytes: int
 
 
+class StoreError(Exception):
+    """A store that does not do what it is asked, after its own retries.
+
+    kind: "refused" (rights, no such bucket), "busy" (5xx, 429, broken connections, for too long), "full" (quota) or
+    "damaged" (what it holds is not what was sent); reason: words for people, without tokens or query strings.
+    """
+
+    def __init__(self, kind: Literal["refused", "busy", "full", "damaged"], reason: str) -> None:
+        super().__init__(kind, reason)  # the arguments as given, so that it pickles between processes
+        self.kind, self.reason = kind, reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class Store(Protocol):
-    """Objects under one root, named by paths with `/`. Every write is whole or not there at all."""
+    """Objects under one root, named by paths with `/`. Every write is whole or not there at all.
+
+    Every verb raises BadInput for a name that leads out of the root, and StoreError (disks: OSError) where the store
+    fails. All may be called from many threads. A write whose answer was lost is looked up before it counts as failed.
+    """
 
     @property
-    def url(self) -> str: ...
-    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes: ...
-    def put_if_absent(self, name: str, data: bytes) -> bool: ...
-    def replace(self, name: str, data: bytes) -> None: ...
-    def writer(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]: ...
-    def stat(self, name: str) -> Stat | None: ...
-    def names(self, prefix: str) -> list[str]: ...
-    def folders(self, prefix: str) -> list[str]: ...
-    def delete(self, name: str) -> None: ...
-    def delete_all(self, prefix: str) -> None: ...
-    def sweep(self) -> None: ...
+    def url(self) -> str:
+        """The root, as a person writes it."""
+        ...
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes of an object from `start` on, fewer than `length` where it ends. Raises FileNotFoundError."""
+        ...
+
+    def load(self, name: str) -> Loaded:
+        """A whole object with its version, for `replace_if`. Raises FileNotFoundError."""
+        ...
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Writes an object unless one of this name exists. False: it existed, and stays as it is."""
+        ...
+
+    def replace_if(self, name: str, data: bytes, version: str) -> bool:
+        """Writes an object over that version of it; "" stands for "there is none". False: it is another by now."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes an object over what was there."""
+        ...
+
+    def writer(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A file object whose bytes become the object, over what was there, when the block ends without an error."""
+        ...
+
+    def join(self, name: str, head: bytes, sources: Sequence[Source], scratch: str) -> Stat:
+        """Writes `head` and then the sources' bytes in their order as one object, over what was there.
+
+        The bytes of large sources do not pass through this process where the store can copy them itself. What it
+        needs on the way lies under the folder `scratch`, in names that a second try uses again, and may stay there.
+
+        Returns:
+          The new object's, always with its crc32c where the store can be asked for it or the bytes are at hand.
+
+        Raises:
+          FileNotFoundError: a source is not there. StoreError: "damaged", a source of another size.
+        """
+        ...
+
+    def stat(self, name: str) -> Stat | None:
+        """What is known of an object, None where there is none."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Objects directly below `prefix` (a folder), sorted."""
+        ...
+
+    def folders(self, prefix: str) -> list[str]:
+        """Folders directly below `prefix`, sorted."""
+        ...
+
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        """Every object below a folder at any depth, by name; "" for all. What changes meanwhile may be left out."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes an object; nothing happens where there is none."""
+        ...
+
+    def delete_all(self, prefix: str) -> None:
+        """Removes all objects below a folder, and the folder."""
+        ...
+
+    def sweep(self) -> None:
+        """Removes what dead writers left."""
+        ...
+
+    def concerns(self) -> list[str]:
+        """A look at the place before work: sentences for the operator, each with its cure; [] where all is well.
+
+        Raises:
+          BadInput: it cannot be written to at all.
+        """
+        ...
+
+
+def check_name(name: str, root: str) -> None:
+    """Raises BadInput for an object name that leads out of its root, or that no store takes as it stands."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise BadInput(f"object name {name!r} leads out of {root}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +182,7 @@ class LocalStore:
         Raises:
           BadInput: a name that leads out of the root.
         """
-        if name.startswith("/") or ".." in name.split("/"):
-            raise BadInput(f"object name {name!r} leads out of {self.root}")
+        check_name(name, self.root)
         return Path(self.root) / name
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -65,6 +190,11 @@ class LocalStore:
         with self.path(name).open("rb") as f:
             f.seek(start)
             return f.read() if length is None else f.read(length)
+
+    def load(self, name: str) -> Loaded:
+        """A whole object and its version, of one and the same file. Raises FileNotFoundError."""
+        with self.path(name).open("rb") as f:
+            return Loaded(f.read(), _version(os.fstat(f.fileno())))
 
     def _part(self) -> tuple[int, str]:
         parts = Path(self.root) / PARTS
@@ -112,12 +242,73 @@ class LocalStore:
         with self.writer(name) as f:
             f.write(data)
 
+    def replace_if(self, name: str, data: bytes, version: str) -> bool:
+        """Writes an object over that version of it, "" for none. False: it is another by now."""
+        if not version:
+            return self.put_if_absent(name, data)
+        with self._temporary(name) as (f, temporary, path):
+            f.write(data)
+            _settle(f)
+            with _alone(path.parent):
+                if (now := self.stat(name)) is None or now.version != version:
+                    return False
+                temporary.replace(path)
+            _settle_folder(path.parent)
+            return True
+
+    def join(self, name: str, head: bytes, sources: Sequence[Source], scratch: str) -> Stat:
+        """Writes `head` and the sources one after another, copied by the kernel, then reads the whole for its crc32c.
+
+        Raises:
+          FileNotFoundError: a source is not there. StoreError: "damaged", a source of another size.
+        """
+        crc = google_crc32c.Checksum()
+        with self._temporary(name) as (f, temporary, path):
+            f.write(head)
+            f.flush()
+            for source in sources:
+                with self.path(source.name).open("rb") as part:
+                    found = os.fstat(part.fileno()).st_size
+                    if found != source.size_bytes:
+                        what = f"{source.name} has {found} bytes in place of {source.size_bytes}"
+                        raise StoreError("damaged", what)
+                    _copied(part.fileno(), f.fileno(), found)
+            _settle(f)
+            with temporary.open("rb") as written:
+                while chunk := written.read(COPY_BYTES):
+                    crc.update(chunk)
+            temporary.replace(path)
+            _settle_folder(path.parent)
+        stat = self.stat(name)
+        if stat is None:
+            raise FileNotFoundError(f"{name} was removed by another process")
+        return dataclasses.replace(stat, crc32c=crc.hexdigest().decode())
+
     def stat(self, name: str) -> Stat | None:
-        """Size of an object, or None where there is none."""
+        """What is known of an object, or None where there is none. A disk keeps no checksum."""
         try:
-            return Stat(self.path(name).stat().st_size)
+            return _stat(self.path(name).stat())
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        """Every object below a folder, by name."""
+        try:
+            with os.scandir(self.path(prefix)) as found:
+                entries = sorted(found, key=lambda e: e.name + "/" * e.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for e in entries:
+            name = f"{prefix}/{e.name}" if prefix else e.name
+            if e.is_dir(follow_symlinks=False):
+                if name != PARTS:
+                    yield from self.walk(name)
+            elif stat := self.stat(name):
+                yield Entry(name, stat)
+
+    def concerns(self) -> list[str]:
+        """Nothing that is known before the first write; `embed` looks at the room on the disk."""
+        return []
 
     def names(self, prefix: str) -> list[str]:
         """Objects directly below `prefix` (a folder), sorted."""
@@ -162,6 +353,46 @@ class LocalStore:
                 (Path(folder) / file).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else may be writing or removing here
                 Path(folder).rmdir()
+
+
+def _stat(found: os.stat_result) -> Stat:
+    return Stat(found.st_size, _version(found), "", found.st_mtime)
+
+
+def _version(found: os.stat_result) -> str:
+    """Every write is a new file: its inode, or the time at which that was used again, is another."""
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds off other writers of this folder that ask for it too, between a look at a file and its replacement.
+
+    Network disks that cannot lock a folder are not held off: there the look and the write are microseconds apart.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # takes the lock away too
+
+
+def _copied(source: int, target: int, size_bytes: int) -> None:
+    """Copies within the kernel, where disks allow it without moving a byte; by read and write where not."""
+    left = size_bytes
+    while left:
+        try:
+            n = os.copy_file_range(source, target, left)
+        except OSError:  # two kinds of disks, or one that has no such call
+            chunk = os.read(source, min(left, COPY_BYTES))
+            n = len(chunk)
+            while chunk:
+                chunk = chunk[os.write(target, chunk) :]
+        if not n:
+            raise StoreError("damaged", f"a part ended {left} bytes early while it was copied")
+        left -= n
 
 
 def alive(pid: int) -> bool:

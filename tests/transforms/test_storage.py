@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from transforms.storage import DAY_S, PARTS, LocalStore, Stat, open_store
+from transforms.storage import DAY_S, PARTS, LocalStore, open_store
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def files(store):
 def test_what_is_put_is_there_with_its_size_and_any_range_of_it(store):
     assert store.put_if_absent("a/b/c.bin", b"0123456789")
     assert store.get("a/b/c.bin") == b"0123456789"
-    assert store.stat("a/b/c.bin") == Stat(10)
+    assert store.stat("a/b/c.bin").size_bytes == 10
     assert [store.get("a/b/c.bin", 3), store.get("a/b/c.bin", 3, 2), store.get("a/b/c.bin", 9, 5)] == [
         b"3456789", b"34", b"9",
     ]  # fmt: skip
