@@ -16,7 +16,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(RUN),cpu)
 
 $(DEV)/.ready: pyproject.toml constraints.txt
-	$(call make_env,$(DEV),$(strip cpu,train,xarray,dev))
+	$(call make_env,$(DEV),$(strip cpu,train,gcp,s3,xarray,dev))
 
 .PHONY: env demo test test-slow lint types format real gate gate-full bench demo-model lock clean
 env: $(DEV)/.ready
