@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from transforms.receipts import DONE, FAILED, Desk, Receipt
 from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
 from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Scene
 from transforms.storage import LocalStore, Store, open_store
+from transforms.throttle import CarryingPool, Counters, charged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_worker(plan: Plan) -> Worker:
         colours_from_json(store.get(f"_inputs/{plan.preview}.preview.json")),
         {s.name: s.root for s in head.sources},
         head.frozen,
-        ThreadPoolExecutor(plan.readers, thread_name_prefix="read"),
+        CarryingPool(plan.readers, thread_name_prefix="read"),
     )
 
 
@@ -197,7 +198,7 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
         return stack
 
     with (
-        ThreadPoolExecutor(1, thread_name_prefix="strip") as ahead,
+        CarryingPool(1, thread_name_prefix="strip") as ahead,
         WindowEncoder(worker.session, profile, place, *size, worker.plan.micro_batch_px) as encoder,
     ):
         coming = ahead.submit(read, strips[0])
@@ -269,7 +270,7 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
     if not attempt:
         why = "this block ended its worker twice (killed, or out of memory); run embed again to try it once more"
         return _leave(store, plan, desk, block, dataclasses.replace(head, reason=why, ended=_now(), attempts=2))
-    head = dataclasses.replace(head, attempts=attempt)
+    head, account = dataclasses.replace(head, attempts=attempt), Counters()
     try:
         clip = _clip(plan, task.clip)
         wanted = (
@@ -278,7 +279,8 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             else clip.mask(tile.name, block.row_px, block.col_px, block.height_px, block.width_px)
         )
         budget = budget_of(plan, worker.model, _scenes(inventory_of(plan), tile.name))
-        made_now = embed_window(worker, tile, block, wanted, budget)
+        with charged(account):
+            made_now = embed_window(worker, tile, block, wanted, budget)
         begun = time.perf_counter()
         parts = _write_fragments(worker, desk, tile, block, made_now)
         timings = made_now.timings_s | {"write": time.perf_counter() - begun, "total": time.perf_counter() - clock}
@@ -299,7 +301,8 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
         receipt = dataclasses.replace(head, reason=e.reason, scene=e.scene, band=e.band, ended=_now())
     except Exception as e:  # the border of the unit of failure: whatever a block does, the run goes on
         receipt = dataclasses.replace(head, reason=plain(f"{type(e).__name__}: {e}"), ended=_now())
-    return _leave(store, plan, desk, block, receipt)
+    network = {name: round(amount, 3) for name, amount in sorted(account.read().items())}
+    return _leave(store, plan, desk, block, dataclasses.replace(receipt, network=network))
 
 
 def made(store: Store, desk: Desk, block: Block, device: str) -> Receipt | None:
@@ -313,8 +316,8 @@ def made(store: Store, desk: Desk, block: Block, device: str) -> Receipt | None:
     for key in RASTERS:
         size = receipt.parts[key]["size_bytes"]
         if size:
-            found = store.stat(f"{desk.folder}/{block.name}.{key}.frag")
-            if found is None or found.size_bytes != size:
+            found = store.stat(desk.fragment_name(block.name, key, receipt.parts[key]))
+            if found is None or found.size_bytes != size or found.crc32c not in ("", receipt.parts[key]["crc32c"]):
                 return None
     return receipt
 
@@ -329,7 +332,7 @@ def _write_fragments(
     for key in RASTERS:
         parts[key] = part_of(tiles[key])
         if parts[key]["size_bytes"]:
-            with worker.store.writer(f"{desk.folder}/{block.name}.{key}.frag") as f:
+            with worker.store.writer(desk.fragment_name(block.name, key, parts[key])) as f:
                 f.writelines(tiles[key])
     return parts
 

@@ -4,30 +4,25 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import Any
 
 import google_crc32c
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from model.profile import Profile
-from transforms.cog import Layout, decode_tile, header, header_size
-from transforms.fragments import RASTERS, layouts_of, places_of
+from transforms.assembly import DamagedFragment, preview_of, publish_raster, raster_of
+from transforms.fragments import RASTERS, layouts_of
 from transforms.grid import TILE_PX, Tile, tile_of
 from transforms.inventory import table_of
 from transforms.periods import period_of
-from transforms.picture import preview_of
 from transforms.plans import BlockTask, Plan, desk_of
-from transforms.receipts import DONE, FAILED, Receipt
+from transforms.receipts import DONE, FAILED, Desk, Receipt
 from transforms.scenes import Scene
 from transforms.stac import item, item_path, to_json
 from transforms.stac_assets import AssetRecord
-from transforms.storage import Store
-
-COPY_BYTES = 8 << 20
+from transforms.storage import Loaded, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,60 +55,44 @@ def published_item(store: Store, tile: str, period: str, model_name: str) -> dic
     return found
 
 
-class _Counted:
-    """A file that adds up size, sha256 and crc32c of what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._sha, self._crc = hashlib.sha256(), google_crc32c.Checksum()
-        self.size_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha.update(data)
-        self._crc.update(data)
-        self.size_bytes += len(data)
-
-    def record(self, href: str) -> AssetRecord:
-        return AssetRecord(href, self.size_bytes, self._crc.hexdigest().decode(), self._sha.hexdigest())
-
-
 def publish_tile(
     store: Store, plan: Plan, profile: Profile, tasks: Sequence[BlockTask], facts: TileFacts, version: str
 ) -> bool:
-    """Assembles a tile whose blocks are all done, and removes its fragments.
+    """Assembles a tile whose blocks are all done, switches its item, and removes its fragments.
 
-    Two workers may do this at once: both write the same bytes, and whoever is late finds the item there.
+    The item is the only object that is ever written over, and only while it is still the one that was there at the
+    beginning. Assets of another state of the tile stay: who reads by the old item keeps reading the old bytes. Two
+    workers may do this at once: both write the same bytes, and whoever is late finds the item there.
 
     Returns:
-      False when another worker has published this revision meanwhile, or a fragment is not what its receipt says.
+      False when another worker has published this tile meanwhile, or a fragment is not what its receipt says.
     """
     tile = tile_of(tasks[0].block.tile)
     revision = tasks[0].revision
     desk = desk_of(plan, tasks[0])
-    if published_revision(store, tile.name, plan.period, plan.model_name) == revision:
-        if not plan.force:
-            clear_work(store, plan.period, tile.name, revision)
-            return False
-        # The assets will be written over: until the item is there again the tile is not published.
-        store.delete(item_path(tile.name, plan.period, plan.model_name))
+    name = item_path(tile.name, plan.period, plan.model_name)
+    before = _loaded(store, name)
+    there = _properties(before)
+    if there.get("tessera:revision") == revision and not plan.force:
+        clear_work(store, plan.period, tile.name, revision)
+        return False
+    folder = f"{plan.period}/{tile.name}/{_folder(before, revision)}"
     try:
         receipts = [desk.read(store, t.block.name, DONE) for t in tasks]
-        folder = f"{plan.period}/{tile.name}"
-        records = _write_assets(store, f"{folder}/{revision[:8]}", tile, profile, plan, receipts, desk.folder, facts)
+        records = _write_assets(store, folder, tile, profile, plan, receipts, desk, facts)
     except DamagedFragment as e:
         store.delete(desk.receipt_name(e.block, DONE))  # the next run makes the block again
         return False
     except FileNotFoundError:
-        if published_revision(store, tile.name, plan.period, plan.model_name) == revision:
+        if _loaded(store, name).version != before.version:  # another worker has published and cleared up
             return False
         raise
     counts: dict[str, int] = {}
     for receipt in receipts:
-        for name, n in receipt.counts.items():
+        for what, n in receipt.counts.items():
             # Dates of blocks overlap; pixels and outside are those of the blocks that were begun.
-            if not name.endswith("_dates") and name not in ("pixels", "outside"):
-                counts[name] = counts.get(name, 0) + n
+            if not what.endswith("_dates") and what not in ("pixels", "outside"):
+                counts[what] = counts.get(what, 0) + n
     counts["pixels"] = TILE_PX**2
     counts["outside"] = TILE_PX**2 - counts["embedded"] - counts["no_optical"]
     record = item(
@@ -133,17 +112,34 @@ def publish_tile(
         clip=facts.clip,
         overlap=plan.overlap,
     )
-    store.replace(item_path(tile.name, plan.period, plan.model_name), to_json(record))
+    if not store.replace_if(name, to_json(record), before.version):
+        return False  # another worker was faster, or another run published another revision: that one stays
     clear_work(store, plan.period, tile.name, revision)
     return True
 
 
-class DamagedFragment(Exception):
-    """A fragment whose bytes are not those that its receipt was written for. `block`: its name."""
+def _loaded(store: Store, name: str) -> Loaded:
+    """An item with its version, empty where there is none."""
+    try:
+        return store.load(name)
+    except FileNotFoundError:
+        return Loaded(b"", "")
 
-    def __init__(self, block: str) -> None:
-        super().__init__(block)
-        self.block = block
+
+def _properties(item: Loaded) -> dict[str, Any]:
+    return dict(json.loads(item.data).get("properties", {})) if item.data else {}
+
+
+def _folder(before: Loaded, revision: str) -> str:
+    """Where a revision's assets go: its first 8 digits; when it is made once more, a folder beside that.
+
+    So a reader of the item that is there never has its files written over, not even by --force.
+    """
+    if not before.data or _properties(before).get("tessera:revision") != revision:
+        return revision[:8]
+    used = str(json.loads(before.data)["assets"]["embeddings"]["href"]).removeprefix("./").partition("/")[0]
+    _, _, n = used.partition(".")
+    return f"{revision[:8]}.{int(n or 0) + 1}"
 
 
 def clear_work(store: Store, period: str, tile: str, revision: str) -> None:
@@ -161,15 +157,9 @@ def clear_work(store: Store, period: str, tile: str, revision: str) -> None:
 
 
 def _write_assets(
-    store: Store,
-    folder: str,
-    tile: Tile,
-    profile: Profile,
-    plan: Plan,
-    receipts: list[Receipt],
-    desk: str,
+    store: Store, folder: str, tile: Tile, profile: Profile, plan: Plan, receipts: list[Receipt], desk: Desk,
     facts: TileFacts,
-) -> dict[str, AssetRecord]:
+) -> dict[str, AssetRecord]:  # fmt: skip
     tags = (
         ("TESSERA_MODEL", plan.model_name),
         ("TESSERA_MODEL_SHA256", plan.model_sha256),
@@ -179,76 +169,25 @@ def _write_assets(
         ("TESSERA_VALUE", "code * scale; -128 in every band and NaN scale: no data"),
     )
     layouts = layouts_of(tile, profile.dims, tags)
+    here = f"./{folder.rpartition('/')[2]}"
     records = {}
     for key in RASTERS:
         if key == "preview":
-            continue
-        with store.writer(f"{folder}/{key}.tif") as f:
-            out = _Counted(f)
-            for chunk in _assembled(store, desk, key, layouts[key], receipts):
-                out.write(chunk)
-        records[key] = out.record(f"./{folder.rpartition('/')[2]}/{key}.tif")
-    picture, thumbnail = preview_of(_tiles(store, desk, "preview", layouts["preview"], receipts), layouts["preview"])
+            raster, thumbnail = preview_of(store, desk, layouts[key], receipts)
+        else:
+            raster = raster_of(desk, key, layouts[key], receipts)
+        stat = publish_raster(store, desk, key, raster, receipts, f"{folder}/{key}.tif")
+        records[key] = AssetRecord(f"{here}/{key}.tif", stat.size_bytes, raster.crc32c)
     small = {
-        "preview": ("preview.tif", picture),
         "thumbnail": ("thumbnail.png", thumbnail),
         "scenes": ("scenes.parquet", _parquet(table_of(facts.scenes))),
         "blocks": ("blocks.parquet", _parquet(blocks_table(receipts))),
     }
     for key, (name, data) in small.items():
-        with store.writer(f"{folder}/{name}") as f:
-            out = _Counted(f)
-            out.write(data)
-        records[key] = out.record(f"./{folder.rpartition('/')[2]}/{name}")
+        store.replace(f"{folder}/{name}", data)
+        crc, sha = google_crc32c.Checksum(data).hexdigest().decode(), hashlib.sha256(data).hexdigest()
+        records[key] = AssetRecord(f"{here}/{name}", len(data), crc, sha)
     return records
-
-
-def _fragment(desk: str, receipt: Receipt, key: str) -> str:
-    return f"{desk}/r{receipt.row_px:05d}_c{receipt.col_px:05d}.{key}.frag"
-
-
-def _assembled(store: Store, desk: str, key: str, layout: Layout, receipts: list[Receipt]) -> Iterator[bytes]:
-    """Header, then the fragments in block order: a COG without a pixel being decompressed."""
-    offsets = np.zeros((layout.tiles_down, layout.tiles_across), np.uint64)
-    sizes = np.zeros_like(offsets)
-    at = header_size(layout)
-    for r in receipts:
-        places = places_of(r.row_px, r.col_px, r.height_px, r.width_px)
-        for place, size in zip(places, r.parts[key]["sizes"], strict=True):
-            if size:
-                offsets[place], sizes[place] = at, size
-                at += size
-    yield header(layout, offsets, sizes)
-    for r in receipts:
-        left = r.parts[key]["size_bytes"]
-        name, start, sha = _fragment(desk, r, key), 0, hashlib.sha256()
-        while start < left:
-            chunk = store.get(name, start, min(COPY_BYTES, left - start))
-            if not chunk:
-                raise EOFError(f"{name} ends after {start} of {left} bytes; remove {desk} and run embed again")
-            yield chunk
-            sha.update(chunk)
-            start += len(chunk)
-        if left and sha.hexdigest() != r.parts[key]["sha256"]:
-            raise DamagedFragment(f"r{r.row_px:05d}_c{r.col_px:05d}")
-
-
-def _tiles(
-    store: Store, desk: str, key: str, layout: Layout, receipts: list[Receipt]
-) -> Iterator[tuple[int, int, NDArray[np.generic]]]:
-    """(row, column, pixels) of every stored COG tile."""
-    for r in receipts:
-        if not r.parts[key]["size_bytes"]:
-            continue
-        data, at = store.get(_fragment(desk, r, key)), 0
-        if hashlib.sha256(data).hexdigest() != r.parts[key]["sha256"]:
-            raise DamagedFragment(f"r{r.row_px:05d}_c{r.col_px:05d}")
-        for (row, col), size in zip(
-            places_of(r.row_px, r.col_px, r.height_px, r.width_px), r.parts[key]["sizes"], strict=True
-        ):
-            if size:
-                yield row, col, decode_tile(data[at : at + size], layout)
-                at += size
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -10,7 +10,7 @@ from model.errors import BadInput
 from transforms.storage import Store, alive
 
 FORMAT = "tessera-beam/receipt"
-VERSION = 2  # 2: `drift` and `warnings`
+VERSION = 3  # 2: `drift` and `warnings`; 3: `network`
 DONE = "done"
 FAILED = "failed"
 ATTEMPTS = 2  # a block that killed its worker this often is failed, not tried again (design, section 2)
@@ -33,6 +33,8 @@ class Receipt:
       warnings: what is suspected of the block though it is done, in words.
       parts: per asset the compressed COG tiles: {"sizes": [...], "size_bytes", "sha256", "crc32c"}.
       timings_s: read, build, encode, write, total.
+      network: what fetching took (names of `throttle.Counters.read`), {} where all files are local. Like clocks it is
+        not the same in two runs.
       started, ended: UTC, ISO 8601. `host`: of the worker. `attempts`: how often the block was begun.
     """
 
@@ -54,10 +56,16 @@ class Receipt:
     warnings: list[str] = dataclasses.field(default_factory=list)
     parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     timings_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    network: dict[str, float] = dataclasses.field(default_factory=dict)
     started: str = ""
     ended: str = ""
     host: str = ""
     attempts: int = 1
+
+    @property
+    def block(self) -> str:
+        """Name of the block, as `grid.Block.name` has it."""
+        return f"r{self.row_px:05d}_c{self.col_px:05d}"
 
     def to_json(self) -> bytes:
         fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
@@ -114,6 +122,10 @@ class Desk:
     def receipt_name(self, block: str, status: str) -> str:
         """The status stands in the name, so that a listing tells whether a tile is complete."""
         return f"{self.folder}/{block}.{status}.json"
+
+    def fragment_name(self, block: str, key: str, part: dict[str, Any]) -> str:
+        """A fragment is named after what it holds: two workers at one block never write over each other's."""
+        return f"{self.folder}/{block}.{key}.{part['sha256'][:8]}.frag"
 
     def statuses(self, store: Store) -> dict[str, str]:
         """Block name -> `DONE` or `FAILED`, from one listing. A block that was done after it had failed is done."""
