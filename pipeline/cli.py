@@ -304,6 +304,23 @@ def verify(
 
 
 @app.command()
+def clean(
+    out: Out,
+    older_than: Annotated[str, typer.Option("--older-than", help="Age of what may go: 7d, 12h, 30m.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove replaced revisions and orphans; never what an item names, never work that a run can still finish.
+
+    Example: tessera-beam clean out --older-than 7d
+    """
+    from pipeline.clean import age_from_text
+    from pipeline.clean import clean as run
+
+    console.show(run(out, age_from_text(older_than), dry_run), as_json, words.cleaned)
+
+
+@app.command()
 def report(out: Out, as_json: Json = False) -> None:
     """Write OUT/_runs/report.html: map, pictures, counts, failures, timings.
 

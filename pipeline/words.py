@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from pipeline.network import Network, network_of, told
 from transforms.memory import Budget
 
 NAMED = 20  # tiles that are told one by one; --json has them all
 WARNINGS = 10
+WAITED_SHARE = 0.05  # of fetching, spent waiting for a turn: below that nobody needs to know
 
 
 def inventory(r: dict[str, Any]) -> str:
@@ -88,11 +90,33 @@ def embedded(r: dict[str, Any]) -> str:
             f"  {t['blocks_in_doubt']} blocks look as if an offset of 1000 DN had been missed: "
             f"tessera-beam status {r['out']}"
         )
+    if (net := network_of(r["network"])) is not None:
+        lines += network(net)
     for f in r["failures"]:
         lines.append(failure(f))
     if t["blocks_failed"] > len(r["failures"]):
         lines.append(f"  and {t['blocks_failed'] - len(r['failures'])} more: tessera-beam status {r['out']}")
     return "\n".join([*lines, f"in {r['out']}"])
+
+
+def network(n: Network) -> list[str]:
+    """What fetching took; the second line only where something went wrong or was waited for."""
+    lines = [f"  from servers: {n.requests:,} requests, {n.moved_bytes / 1e9:,.2f} GB"]
+    trouble = [f"{what} {told(kinds)}" for what, kinds in (("retries", n.retries), ("given up", n.failures)) if kinds]
+    if n.throttled_share >= WAITED_SHARE:
+        trouble.append(f"{n.throttled_share:.0%} of the time for it was waiting for a turn at a busy host")
+    return [*lines, f"    {'; '.join(trouble)}"] if trouble else lines
+
+
+def cleaned(r: dict[str, Any]) -> str:
+    verb = "would remove" if r["dry_run"] else "removed"
+    lines = [f"{r['out']}: {verb} {r['objects']:,} objects, {r['bytes'] / 1e9:,.3f} GB"]
+    lines += [f"  {f['folder']}: {f['bytes'] / 1e6:,.1f} MB, {f['why']}" for f in r["folders"][:NAMED]]
+    if len(r["folders"]) > NAMED:
+        lines.append(f"  and {len(r['folders']) - NAMED:,} more folders")
+    if r["kept_young"]:
+        lines.append(f"  {r['kept_young']:,} folders are not old enough yet")
+    return "\n".join(lines)
 
 
 def failure(f: dict[str, Any]) -> str:
