@@ -50,13 +50,17 @@ def test_every_real_item_becomes_the_scene_that_it_describes(name, n):
         assert (got.tile, got.id, got.source) == (tile.name, item["id"], table.name)
         assert got.datetime[:23].rstrip("Z") == said["datetime"][:23].rstrip("Z")
         assert got.platform == said["platform"].lower()
-        assert got.orbit == said.get("sat:orbit_state", "")
-        assert got.baseline == said.get("s2:processing_baseline", "")
-        if name.startswith("antimeridian"):  # of the raw bucket, as JPEG 2000, and without a baseline
+        assert got.orbit == said.get("sat:orbit_state", said.get("sentinel2:orbit_direction", "")).lower()
+        assert got.baseline == said.get("s2:processing_baseline", said.get("sentinel2:processing_baseline", ""))
+        if name.startswith("antimeridian"):  # of the raw bucket, as JPEG 2000, with the older names of properties
             assert not got.kept
             assert got.dropped_reason == "not a COG: B04 is a JPEG 2000 file"
             assert all(a.href.startswith("s3://sentinel-s2-l2a/tiles/") for a in got.assets)
-            assert "no processing baseline" in got.offset_reason
+            assert (got.baseline, got.offset_dn, got.orbit) == ("05.09", 1000, "descending")
+            assert "nothing is subtracted" in got.offset_reason
+            assert f"_R{got.relative_orbit:03d}_" in said["sentinel2:product_title"]
+            assert got.generated == said["sentinel2:generation_time"]
+            assert got.datatake == f"GS2{said['platform'][-1].upper()}_{said['sentinel2:product_title'].split('_')[2]}"
             continue
         assert got.kept, got.dropped_reason
         assert [a.band for a in got.assets] == list(table.keys)
@@ -96,6 +100,13 @@ def test_duplicates_are_found_however_an_item_writes_its_place(tile, way, shape)
         item["geometry"] = item["geometry"] if shape == "bbox" else shape
         records.append(record(item, where))
     assert [s.id for s in select(records) if s.kept] == ["s1"]
+
+
+@real
+def test_a_folder_s_geojson_files_hold_items_as_well_as_its_json_files(tmp_path):
+    (tmp_path / "collections.geojson").write_bytes((REAL / "planetary-computer-site2-35MNM.geojson").read_bytes())
+    found = {f.item["id"] for f in open_catalog(str(tmp_path), None).items(grid.tile_of("35MNM"), period_of("2020"))}
+    assert found == {i["id"] for i in real_items("planetary-computer-site2-35MNM.geojson")}
 
 
 # --- others of their kind

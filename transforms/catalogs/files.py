@@ -118,7 +118,8 @@ def _item_files(path: Path, root: str) -> Iterator[str]:
         if (path / "catalog.json").is_file():
             yield from _linked_files(posixpath.join(root, "catalog.json"), root)
             return
-        yield from (posixpath.join(root, f.relative_to(path).as_posix()) for f in sorted(path.rglob("*.json")))
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in (".json", ".geojson"))
+        yield from (posixpath.join(root, f.relative_to(path).as_posix()) for f in found)
         return
     file = posixpath.join(root, path.name)
     record = _json(file)

@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from transforms import grid
 from transforms.catalogs.hrefs import resolve, stored
-from transforms.catalogs.source import OFFSET_BASELINE, Item, Source, number
+from transforms.catalogs.source import OFFSET_BASELINE, Item, Source, number, said
 from transforms.scenes import ASCENDING, DESCENDING, Asset, Scene
 
 __all__ = ["Found", "Record", "datetime_of", "item_boxes", "record_of", "resolve", "tile_id", "utc_text"]
@@ -73,7 +73,7 @@ def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
     offset = source.offset(item, baseline)
     assets, against = _assets(item, source, found.location, root)
     cloud = number(properties.get(source.cloud_cover))
-    orbit = str(properties.get(source.orbit) or "").lower()
+    orbit = str(said(item, source.orbit) or "").lower()
     orbit = orbit if orbit in (ASCENDING, DESCENDING) else ""
     if source.is_optical:
         against = [*_against_optical(cloud), *against, *_against_grid(assets, source, tile)]
@@ -95,7 +95,7 @@ def record_of(found: Found, tile: grid.Tile, root: str) -> Record | None:
         baseline=baseline,
         cloud_cover=cloud if source.is_optical else None,
         datatake=str(properties.get(source.datatake) or "") or _datatake(item, source),
-        generated=_generated(properties, source),
+        generated=_generated(item, source),
         offset_dn=offset.dn or 0,
         offset_reason=offset.reason,
         kept=not against,
@@ -121,10 +121,10 @@ def utc_text(when: dt.datetime) -> str:
 def tile_id(item: Item, source: Source) -> str:
     """MGRS name as grid.tile_of writes it ("01WCQ" for the "MGRS-1WCQ" of some items), "" where the item has none."""
     properties = item["properties"]
-    said = properties.get(source.tile)
-    if not said and "mgrs:grid_square" in properties:
-        said = "".join(str(properties.get(f"mgrs:{k}", "")) for k in ("utm_zone", "latitude_band", "grid_square"))
-    match = re.fullmatch(r"(?:MGRS-|T)?(\d{1,2})([A-Z]{3})", str(said or ""))
+    name = properties.get(source.tile)
+    if not name and "mgrs:grid_square" in properties:
+        name = "".join(str(properties.get(f"mgrs:{k}", "")) for k in ("utm_zone", "latitude_band", "grid_square"))
+    match = re.fullmatch(r"(?:MGRS-|T)?(\d{1,2})([A-Z]{3})", str(name or ""))
     match = match or _named(item, r"_T(\d{2})([A-Z]{3})(?:_|\.|$)")
     return f"{int(match[1]):02d}{match[2]}" if match else ""
 
@@ -164,7 +164,7 @@ def _time(value: object) -> dt.datetime | None:
 
 def _named(item: Item, pattern: str) -> re.Match[str] | None:
     """What the product's own name says (ESA S2 PSD: S2A_MSIL2A_<datatake>_N0510_R122_T33TWL_<made>)."""
-    for name in (item["properties"].get("s2:product_uri"), item.get("id")):
+    for name in (said(item, "s2:product_uri"), item.get("id")):
         if match := re.search(pattern, str(name or "")):
             return match
     return None
@@ -178,20 +178,20 @@ def _baseline(item: Item, source: Source) -> str:
     """
     if not source.is_optical:
         return ""
-    value = item["properties"].get(source.baseline)
-    text = f"{value:05.2f}" if (value := number(value)) is not None else str(item["properties"].get(source.baseline))
+    value = said(item, source.baseline)
+    text = f"{value:05.2f}" if number(value) is not None else str(value)
     match = re.fullmatch(r"N?(\d{1,2})\.(\d{1,2})", text) or re.fullmatch(r"N?(\d{2})(\d{2})", text)
-    said = f"{int(match[1]):02d}.{match[2]:<02}" if match else ""
+    stated = f"{int(match[1]):02d}.{match[2]:<02}" if match else ""
     match = _named(item, r"_N(\d{2})(\d{2})(?:_|$)")
     named = f"{match[1]}.{match[2]}" if match else ""
-    if said and named and (said >= OFFSET_BASELINE) != (named >= OFFSET_BASELINE):
+    if stated and named and (stated >= OFFSET_BASELINE) != (named >= OFFSET_BASELINE):
         return ""
-    return said or named
+    return stated or named
 
 
 def _relative_orbit(item: Item, source: Source) -> int | None:
     """From the property, else from the name of the S2 product (`_R122_`): Earth Search has only that."""
-    value = number(item["properties"].get(source.relative_orbit))
+    value = number(said(item, source.relative_orbit))
     if value is not None:
         return int(value)
     match = _named(item, r"_R(\d{3})_") if source.is_optical else None
@@ -204,8 +204,8 @@ def _datatake(item: Item, source: Source) -> str:
     return f"G{match[1]}_{match[2]}" if match else ""
 
 
-def _generated(properties: Mapping[str, Any], source: Source) -> str:
-    when = _time(properties.get(source.generated))
+def _generated(item: Item, source: Source) -> str:
+    when = _time(said(item, source.generated))
     return "" if when is None else utc_text(when)
 
 
@@ -236,11 +236,11 @@ def _against_grid(assets: tuple[Asset, ...], source: Source, tile: grid.Tile) ->
 
 def _assets(item: Item, source: Source, location: str, root: str) -> tuple[tuple[Asset, ...], list[str]]:
     """The assets in the order of the table, and what is wrong with those that are not among them."""
-    said = item.get("assets")
-    said = said if isinstance(said, Mapping) else {}
+    files = item.get("assets")
+    files = files if isinstance(files, Mapping) else {}
     assets, against = [], []
     for band, key in source.keys.items():
-        fields = said.get(key)
+        fields = files.get(key)
         href = fields.get("href") if isinstance(fields, Mapping) else None
         if not isinstance(fields, Mapping) or not isinstance(href, str) or not href:
             against.append(f"no band {band}: the item has no asset {key}" + (" with an href" if fields else ""))
@@ -267,13 +267,13 @@ _Grid = tuple[int, tuple[float, float, float, float, float, float], tuple[int, i
 def _grid_of(fields: Mapping[str, Any], properties: Mapping[str, Any]) -> _Grid | str:
     """EPSG, geotransform, (height, width) in pixels, each from the asset or else from the item; or what is amiss."""
 
-    def said(key: str) -> Any:
+    def of(key: str) -> Any:
         return fields[key] if fields.get(key) is not None else properties.get(key)
 
     code = next((c for where in (fields, properties) if (c := _epsg(where)) is not None), None)
     if code is None:
         return "has neither proj:epsg nor proj:code"
-    values, shape = said("proj:transform"), said("proj:shape")
+    values, shape = of("proj:transform"), of("proj:shape")
     if not isinstance(values, list) or len(values) not in (6, 9) or None in (numbers := [number(v) for v in values]):
         return "has no proj:transform of 6 or 9 numbers"
     a, b, x, d, e, y = (float(v) for v in numbers[:6] if v is not None)
@@ -301,9 +301,9 @@ def _meets(item: Item, source: Source, tile: grid.Tile) -> bool:
     """Whether a radar scene shows some of the tile: by its file's own extent, else by its bbox."""
     if not (near := _boxes_meet(item_boxes(item), tile)):
         return near
-    said = item.get("assets")
+    files = item.get("assets")
     for key in source.keys.values():
-        fields = said.get(key) if isinstance(said, Mapping) else None
+        fields = files.get(key) if isinstance(files, Mapping) else None
         if not isinstance(fields, Mapping) or isinstance(placed := _grid_of(fields, item["properties"]), str):
             continue
         epsg, (a, _, x, _, e, y), (height_px, width_px) = placed

@@ -80,6 +80,23 @@ S2_PIXEL_M = {
 }  # fmt: skip
 
 
+# What older items call the same things: those of the buckets sentinel-s2-l2a and -l1c (stactools sentinel2 0.2).
+OLDER_NAMES = {
+    "s2:processing_baseline": "sentinel2:processing_baseline",
+    "s2:generation_time": "sentinel2:generation_time",
+    "s2:product_uri": "sentinel2:product_title",
+    "sat:orbit_state": "sentinel2:orbit_direction",
+    "sat:relative_orbit": "sentinel2:relative_orbit_number",
+}
+
+
+def said(item: Item, name: str) -> Any:
+    """A property of an item by its present name, else by the older one; None where it has neither."""
+    properties = item["properties"]
+    value = properties.get(name)
+    return properties.get(OLDER_NAMES.get(name, name)) if value is None else value
+
+
 def number(value: object) -> float | None:
     """A finite JSON number as float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
