@@ -18,11 +18,17 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,s3,xarray,dev))
 
-.PHONY: env demo test test-slow lint types format real gate gate-full bench demo-model lock clean
+.PHONY: env fake-gcs-server demo test test-slow lint types format real gate gate-full bench demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
 	$(RUN)/bin/tessera-beam demo demo-out
+
+# The emulator that the tests of gs:// run against as well as their own double; they skip it where it is not built.
+fake-gcs-server:
+	@if command -v go >/dev/null; then \
+	  GOBIN=$(CURDIR)/build/bin go install github.com/fsouza/fake-gcs-server@v1.56.1; \
+	else echo "skipped: fake-gcs-server needs Go, which is not here"; fi
 
 test: $(DEV)/.ready
 	$(DEV)/bin/python -m pytest -n auto -m 'not slow'

@@ -27,7 +27,7 @@ from range_server import serve
 from model.families import profile_for
 from model.profile import S2_BANDS
 from transforms.catalogs.source import S2_PIXEL_M
-from transforms.dpixels import build, read_stack
+from transforms.dpixels import Stack, build, read_stack
 from transforms.grid import tile_of
 from transforms.scenes import S2, Asset, Scene
 
@@ -116,26 +116,26 @@ def scenes_of(dates: int) -> list[Scene]:
     return found
 
 
-def read_ours(root: str, dates: int, row: int, side: int) -> int:
-    """`read_stack` and `build`: the d-pixels of the block."""
-    tile, rows = tile_of(TILE), range(row, row + side)
+def stack_of(root: str, dates: int, row: int, side: int) -> Stack:
+    """The native windows of the block, by `read_stack`."""
+    rows = range(row, row + side)
     scenes = scenes_of(dates)
     if root.startswith("http"):
         scenes = [absolute(s, root) for s in scenes]
     with ThreadPoolExecutor(READERS) as pool:
-        stack = read_stack(scenes, {"s": root}, PROFILE, tile, rows, rows, pool)
-        return sum(int(build(stack, PROFILE, part).masks.sum()) for part in parts(rows))
+        return read_stack(scenes, {"s": root}, PROFILE, tile_of(TILE), rows, rows, pool)
+
+
+def read_ours(root: str, dates: int, row: int, side: int) -> int:
+    """`read_stack` and `build`: the d-pixels of the block."""
+    stack = stack_of(root, dates, row, side)
+    return sum(int(build(stack, PROFILE, part).masks.sum()) for part in parts(stack.rows))
 
 
 def read_windows(root: str, dates: int, row: int, side: int) -> int:
     """`read_stack` alone: the native windows, as async-geotiff reads them."""
-    tile, rows = tile_of(TILE), range(row, row + side)
-    scenes = scenes_of(dates)
-    if root.startswith("http"):
-        scenes = [absolute(s, root) for s in scenes]
-    with ThreadPoolExecutor(READERS) as pool:
-        stack = read_stack(scenes, {"s": root}, PROFILE, tile, rows, rows, pool)
-        return sum(b.data.size for _, layers in stack.days for layer in layers for b in (layer.scl, *layer.bands))
+    stack = stack_of(root, dates, row, side)
+    return sum(b.data.size for _, layers in stack.days for layer in layers for b in (layer.scl, *layer.bands))
 
 
 def absolute(scene: Scene, root: str) -> Scene:

@@ -20,25 +20,29 @@ from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.profile import Profile
 from pipeline.engines import at_work, engine_of
-from pipeline.finish import cure
 from pipeline.graph import EmbedTiles
+from pipeline.network import rounded
 from pipeline.progress import Progress
 from pipeline.reach import check_reach
+from pipeline.report_facts import RUN_VERSION
 from pipeline.words import memory as memory_words
 from transforms import dpixels, inventory
+from transforms.disk_store import LocalStore
 from transforms.draws import Place
-from transforms.embed import budget_of, local, plan_tile
+from transforms.embed import budget_of, plan_tile
 from transforms.encode import MICRO_BATCH_PX, cores, device_kind, encode_window, provider_for, session_of
+from transforms.failures import cure
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
 from transforms.memory import S1_BYTES, S2_NATIVE_BYTES, Budget
+from transforms.objects import kept_file
 from transforms.periods import period_of
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
 from transforms.receipts import FAILED
 from transforms.regions import Region, clip_of, tiles_of
 from transforms.stac import product_record
-from transforms.storage import LocalStore, Store, open_store
+from transforms.storage import Store, open_store
 
 READERS = 16  # files read at once by a process (facts, sources-and-cogs 3.2: more only costs on small machines)
 
@@ -260,9 +264,13 @@ def embed(
     say("\n".join([memory_words(budget, options.workers), *(f"warning: {w}" for w in period_of(plan.period).warnings)]))
     store.replace(f"_runs/{plan.run}/plan.json", plan.to_json().encode())
     began, clock = dt.datetime.now(dt.UTC), time.perf_counter()
-    expected = sum(_blocks_of(plan, tile, options.region) for tile in tiles)
-    log = local(store, f"_runs/{plan.run}/workers.log")
-    with at_work(engine, log), Progress(store, plan.run, expected, say, bars):
+    region = options.region
+    expected = sum(len(tasks_of(t, "", clip_of(region, t) if region else None, plan.block_px)) for t in tiles)
+    with (
+        kept_file(store, f"_runs/{plan.run}/workers.log") as log,
+        at_work(engine, log),
+        Progress(store, plan.run, expected, say, bars),
+    ):
         pipeline = beam.Pipeline(options=engine.options(options.beam_args))
         _ = pipeline | EmbedTiles(plan)
         pipeline.run().wait_until_finish()
@@ -271,28 +279,24 @@ def embed(
     return summary
 
 
-def _blocks_of(plan: Plan, tile: str, region: Region | None) -> int:
-    return len(tasks_of(tile, "", clip_of(region, tile) if region else None, plan.block_px))
-
-
 def _record(
     store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
 ) -> dict[str, Any]:
     """Writes and returns what became of a run."""
-    totals: Counter[str] = Counter()
-    failed: list[dict[str, Any]] = []
+    totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
     for name in store.names(f"_runs/{plan.run}/blocks"):
         block = json.loads(store.get(name))
+        network.update(block["network"])
         totals[f"blocks_{block['status']}"] += 1
         totals["pixels"] += block["counts"].get("embedded", 0)
         totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
         if block["status"] == FAILED:
-            failed.append(block | {"command": cure(block["scene"], block["band"])})
+            failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
     unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
     summary = {
         "format": "tessera-beam/run",
-        "version": 1,
+        "version": RUN_VERSION,
         "run": plan.run,
         "started": began.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -315,6 +319,7 @@ def _record(
             "pixels": totals["pixels"],
             "tiles_published": len(tiles) - len(unfinished),
         },
+        "network": rounded(network),
         "unfinished": unfinished[:20],
         "failures": [
             {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]

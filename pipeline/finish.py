@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from model.modelfile import open_model
 from transforms import inventory
-from transforms.embed import inventory_of, local
+from transforms.embed import inventory_of
+from transforms.failures import cure
+from transforms.objects import local_file
 from transforms.plans import Plan
 from transforms.receipts import FAILED, receipt_from_json
 from transforms.stac import collection, item_path, to_json
@@ -27,6 +29,7 @@ FAILURES = pa.schema(
         ("col_px", pa.int32()),
         ("scene", pa.string()),
         ("band", pa.string()),
+        ("cause", pa.string()),
         ("reason", pa.string()),
         ("command", pa.string()),
     ]
@@ -68,20 +71,12 @@ def failures(store: Store) -> list[dict[str, Any]]:
             if name.endswith(f".{FAILED}.json"):
                 r = receipt_from_json(store.get(name))
                 row = {n: getattr(r, n) for n in FAILURES.names if n != "command"}
-                found.append(row | {"command": cure(r.scene, r.band)})
+                found.append(row | {"command": cure(r.cause, r.scene, r.band)})
         return found
 
     with ThreadPoolExecutor(LISTERS) as pool:
         rows = [row for found in pool.map(read, desks) for row in found]
     return sorted(rows, key=lambda r: (r["period"], r["tile"], r["row_px"], r["col_px"]))
-
-
-def cure(scene: str, band: str) -> str:
-    """The next command for a failed block."""
-    if not scene:
-        return "tessera-beam embed .. again: it does only what is missing"
-    what = f"{scene}:{band}" if band else scene
-    return f"tessera-beam inventory amend INV --drop {what} --reason '..' --out INV2, then embed with INV2"
 
 
 def finish_run(plan: Plan) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def finish_run(plan: Plan) -> dict[str, Any]:
     `created` of the collection is the freeze time of the run's inventory: no clock stands in a published file.
     """
     store = open_store(plan.out)
-    profile = open_model(local(store, f"_inputs/{plan.model_sha256}.onnx")).profile
+    profile = open_model(local_file(store, f"_inputs/{plan.model_sha256}.onnx")).profile
     tiles = sum(1 for _ in published(store, plan.model_name))
     if tiles:
         record = collection(

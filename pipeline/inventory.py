@@ -20,7 +20,6 @@ from pipeline.search_progress import Searched
 from transforms import grid
 from transforms.catalogs.api import ApiCatalog
 from transforms.catalogs.crew import Crew
-from transforms.catalogs.exchange import SLOTS
 from transforms.catalogs.hrefs import is_remote
 from transforms.catalogs.items import Found, Record, record_of, utc_text
 from transforms.catalogs.search import Catalog, open_catalog
@@ -196,8 +195,7 @@ def _listed(
 ) -> Iterable[Found]:
     if lock is None:
         return catalog.items(tile, period)
-    # A server that is asked by other means than ours counts among the searches of the process all the same.
-    with lock, SLOTS if is_remote(catalog.root) else contextlib.nullcontext():
+    with lock:
         return list(catalog.items(tile, period))
 
 

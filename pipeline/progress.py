@@ -1,31 +1,37 @@
-"""Progress: how far a run is, read from the records that its blocks leave on the store."""
+"""Progress: how far a run is, as a bar on a terminal or a line now and then in a log."""
 
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 import rich.console
 import rich.progress
 
 from transforms.storage import Store
 
-LOOK_S = 0.5  # between looks at the store, on a terminal
+LOOK_S = 0.5  # between looks, on a terminal
 LINE_S = 15.0  # between lines of a log
 
 
-class Progress:
-    """A bar on a terminal, a line now and then in a log; stops with the `with` block.
+class Watch:
+    """Looks at work now and then, from a thread that stops with the `with` block; says what `line` and `shown` give."""
 
-    The records are the workers' own, so that it does not matter where these run.
-    """
-
-    def __init__(self, store: Store, run: str, blocks: int, say: Callable[[str], None], bar: bool) -> None:
-        self._store, self._run, self._blocks, self._say, self._bar = store, run, blocks, say, bar
+    def __init__(self, total: int, say: Callable[[str], None], bar: bool) -> None:
+        self.total, self._say, self._bar = total, say, bar
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._draw if bar else self._log, name="progress", daemon=True)
 
-    def __enter__(self) -> "Progress":
+    def line(self, seconds: float) -> str:
+        """A line of the log, `seconds` after the work began."""
+        raise NotImplementedError
+
+    def shown(self) -> tuple[int, str]:
+        """What the bar shows: how many of all are done, and words."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -33,19 +39,10 @@ class Progress:
         self._over.set()
         self._thread.join()
 
-    def _counts(self) -> tuple[int, int]:
-        done = len(self._store.names(f"_runs/{self._run}/blocks"))
-        failed = len(self._store.names(f"_runs/{self._run}/failed")) if done else 0
-        return done, failed
-
-    def _watch(self) -> None:
-        if self._bar:
-            self._draw()
-            return
+    def _log(self) -> None:
         begun = time.monotonic()
         while not self._over.wait(LINE_S):
-            done, failed = self._counts()
-            self._say(f"{time.monotonic() - begun:5.0f} s  {done} of {self._blocks} blocks, {failed} failed")
+            self._say(self.line(time.monotonic() - begun))
 
     def _draw(self) -> None:
         columns = (
@@ -55,11 +52,31 @@ class Progress:
             rich.progress.TimeElapsedColumn(),
             rich.progress.TimeRemainingColumn(),
         )
-        console = rich.console.Console(stderr=True)
-        with rich.progress.Progress(*columns, console=console) as bar:
-            task = bar.add_task("blocks", total=self._blocks)
+        with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+            task = bar.add_task(self.shown()[1], total=self.total)
             over = False
             while not over:
                 over = self._over.wait(LOOK_S)
-                done, failed = self._counts()
-                bar.update(task, completed=done, description=f"blocks, {failed} failed" if failed else "blocks")
+                done, words = self.shown()
+                bar.update(task, completed=done, description=words)
+
+
+class Progress(Watch):
+    """Blocks of a run, from the records that they leave on the store: the workers' own, wherever these run."""
+
+    def __init__(self, store: Store, run: str, blocks: int, say: Callable[[str], None], bar: bool) -> None:
+        super().__init__(blocks, say, bar)
+        self._store, self._run = store, run
+
+    def line(self, seconds: float) -> str:
+        done, failed = self._counts()
+        return f"{seconds:5.0f} s  {done} of {self.total} blocks, {failed} failed"
+
+    def shown(self) -> tuple[int, str]:
+        done, failed = self._counts()
+        return done, f"blocks, {failed} failed" if failed else "blocks"
+
+    def _counts(self) -> tuple[int, int]:
+        done = len(self._store.names(f"_runs/{self._run}/blocks"))
+        failed = len(self._store.names(f"_runs/{self._run}/failed")) if done else 0
+        return done, failed

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.weights import flop_per_px
@@ -10,18 +13,18 @@ from pipeline.embed import READERS, check_sources, check_tiles, worst_tile
 from pipeline.words import memory as memory_words
 from transforms import inventory
 from transforms.encode import CPU, MICRO_BATCH_PX
-from transforms.grid import TILE_PX, blocks_of
-from transforms.memory import budget_for
+from transforms.grid import TILE_PX, Block, blocks_of, tile_of
+from transforms.inventory import TileRecord
+from transforms.memory import Budget, budget_for
 from transforms.regions import Region, clip_of, tiles_of
 from transforms.samplers import Sampler, sampler_of
 from transforms.scenes import S1, S2, Scene
+from transforms.traffic import Traffic, Windows, files_of, traffic_of, whole_windows, windows_of
 
 # Compressed share of the raw codes: int8, predictor 2, ZSTD (facts, sources-and-cogs 4.2, embedding-like data).
 CODES_RATIO = 0.78
 SCALE_RATIO = 0.78
-# Compressed bytes of a scene's 10 m pixel where the item does not say its size: 4 bands at 10 m and 6 at 20 m of
-# 16 bits at about 0.5 (facts, beam 6.1), and two float32 planes of radar that hardly compress.
-S2_PIXEL_BYTES, S1_PIXEL_BYTES = 5.6, 7.0
+OTHER_BLOCKS_PX = (1024, 2048)  # whose traffic is told beside that of the block that was asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,33 +89,45 @@ def quote(
         names = sorted(set(names) & set(tiles_of(region)))
         if not names:
             raise BadInput(f"the region touches none of the tiles of {inv_path}")
-    totals = dict.fromkeys(("pixels", "blocks", "s2_scenes", "s1_scenes", "bytes_in", "tokens", "flop"), 0.0)
+    totals = dict.fromkeys(("pixels", "blocks", "s2_scenes", "s1_scenes", "tokens", "flop"), 0.0)
+    limit_bytes = int(memory_gib * 2**30)
+    budget = _budget(model, *_scenes_in(inv.counts[worst_tile(inv, names)]), block_px, limit_bytes)
+    traffic: dict[int, Traffic | None] = dict.fromkeys((block_px, *OTHER_BLOCKS_PX), Traffic())
     for name in names:
-        _add_tile(totals, name, inventory.read_tile(inv_path, name), model, region, block_px)
-    worst = inv.counts[worst_tile(inv, names)]
-    budget = budget_for(
-        block_px=block_px,
-        s2_scenes=worst.s2,
-        s1_scenes=worst.s1_ascending + worst.s1_descending,
-        dims=model.dims,
-        readers=READERS,
-        micro_batch_px=MICRO_BATCH_PX[CPU],
-        widest=max(model.encoder.feed_forward, 3 * model.encoder.width),
-        limit_bytes=int(memory_gib * 2**30),
-    )
+        scenes = inventory.read_tile(inv_path, name)
+        clip = clip_of(region, name) if region else None
+        wanted = None if clip is None else clip.mask(name, 0, 0, TILE_PX, TILE_PX)
+        _add_tile(totals, scenes, model, wanted, block_px)
+        files = files_of(scenes, inv.roots, model.profile, tile_of(name))
+        for side, before in traffic.items():
+            try:
+                strip_px = _budget(model, *_scenes_in(inv.counts[name]), side, limit_bytes).strip_px
+            except BadInput:
+                if side == block_px:
+                    raise
+                traffic[side] = None
+                continue
+            if before is not None:
+                windows = _windows(wanted, side, strip_px)
+                traffic[side] = before + traffic_of(files, tile_of(name), windows)
     hours = totals["flop"] / (machine.tflops * 1e12 * machine.share) / 3600
     price = machine.dollars_h if dollars_h is None else dollars_h
     bytes_out = totals["pixels"] * (model.dims * CODES_RATIO + 4 * SCALE_RATIO)
     largest_px = min(totals["pixels"], TILE_PX**2)
+    reading = traffic.pop(block_px)
+    assert reading is not None
     return {
         "tiles": len(names),
         "period": inv.period.name,
         "model": model.name,
+        "block_px": block_px,
         "blocks": int(totals["blocks"]),
         "pixels": int(totals["pixels"]),
         "s2_scenes": int(totals["s2_scenes"]),
         "s1_scenes": int(totals["s1_scenes"]),
-        "bytes_in": int(totals["bytes_in"]),
+        "bytes_in": int(reading.moved_bytes + reading.local_bytes),
+        **_network(reading),
+        "other_blocks": {str(side): None if t is None else _network(t) for side, t in traffic.items()},
         "bytes_out": int(bytes_out),
         "fragments_at_rest_bytes": int(largest_px * (model.dims * CODES_RATIO + 4 * SCALE_RATIO)),
         "tokens": int(totals["tokens"]),
@@ -129,41 +144,62 @@ def quote(
     }
 
 
+def _scenes_in(tile: TileRecord) -> tuple[int, int]:
+    """Kept optical and radar scenes."""
+    return tile.s2, tile.s1_ascending + tile.s1_descending
+
+
+def _budget(model: ModelFile, s2_scenes: int, s1_scenes: int, block_px: int, limit_bytes: int) -> Budget:
+    return budget_for(
+        block_px=block_px,
+        s2_scenes=s2_scenes,
+        s1_scenes=s1_scenes,
+        dims=model.dims,
+        readers=READERS,
+        micro_batch_px=MICRO_BATCH_PX[CPU],
+        widest=max(model.encoder.feed_forward, 3 * model.encoder.width),
+        limit_bytes=limit_bytes,
+    )
+
+
+def _blocks(wanted: NDArray[np.bool_] | None, block_px: int) -> list[Block]:
+    """The blocks of a tile with a pixel that is wanted."""
+    return [
+        b
+        for b in blocks_of("", block_px)
+        if wanted is None or wanted[b.row_px : b.row_px + b.height_px, b.col_px : b.col_px + b.width_px].any()
+    ]
+
+
 def _add_tile(
-    totals: dict[str, float], name: str, scenes: list[Scene], model: ModelFile, region: Region | None, block_px: int
+    totals: dict[str, float], scenes: list[Scene], model: ModelFile, wanted: NDArray[np.bool_] | None, block_px: int
 ) -> None:
-    clip = clip_of(region, name) if region else None
-    if clip is None:
-        pixels, blocks = float(TILE_PX**2), sum(1 for _ in blocks_of(name, block_px))
-        read_px = pixels
-    else:
-        mask = clip.mask(name, 0, 0, TILE_PX, TILE_PX)
-        windows = [
-            b
-            for b in blocks_of(name, block_px)
-            if mask[b.row_px : b.row_px + b.height_px, b.col_px : b.col_px + b.width_px].any()
-        ]
-        pixels, blocks = float(mask.sum()), len(windows)
-        read_px = float(sum(b.height_px * b.width_px for b in windows))  # whole blocks are read
+    pixels = float(TILE_PX**2 if wanted is None else wanted.sum())
     t2, t1 = expected_tokens(scenes, sampler_of(model.profile))
     totals["pixels"] += pixels
-    totals["blocks"] += blocks
+    totals["blocks"] += len(_blocks(wanted, block_px))
     totals["tokens"] += pixels * (t2 + t1)
     totals["flop"] += pixels * flop_per_px(model.encoder, t2, t1)
-    for s in (s for s in scenes if s.kept):
-        totals["s2_scenes" if s.sensor == S2 else "s1_scenes"] += 1
-        totals["bytes_in"] += _bytes_of(s, read_px)
+    for s in scenes:
+        if s.kept:
+            totals["s2_scenes" if s.sensor == S2 else "s1_scenes"] += 1
 
 
-def _bytes_of(scene: Scene, read_px: float) -> float:
-    """Bytes of a scene that the wanted blocks need: its files' share, or a typical figure where sizes are unknown."""
-    bands = scene.assets
-    if all(a.size_bytes is not None for a in bands):
-        share = [
-            min(1.0, read_px * 100 / (a.height_px * a.width_px * abs(a.transform[0] * a.transform[4]))) for a in bands
-        ]
-        return sum((a.size_bytes or 0) * s for a, s in zip(bands, share, strict=True))
-    return read_px * (S2_PIXEL_BYTES if scene.sensor == S2 else S1_PIXEL_BYTES)
+def _windows(wanted: NDArray[np.bool_] | None, block_px: int, strip_px: int) -> Windows:
+    if wanted is None:
+        return whole_windows(block_px, strip_px)
+    return windows_of(_blocks(wanted, block_px), strip_px, wanted)
+
+
+def _network(t: Traffic) -> dict[str, Any]:
+    """What an operator plans with. Bytes that are needed are those of local files too."""
+    return {
+        "requests": t.requests,
+        "requests_at_most": t.requests_at_most,
+        "bytes_moved": int(t.moved_bytes),
+        "bytes_needed": int(t.needed_bytes + t.local_bytes),
+        "bytes_moved_per_byte_needed": None if t.moved_per_needed is None else round(t.moved_per_needed, 2),
+    }
 
 
 def as_text(q: dict[str, Any]) -> str:
@@ -174,9 +210,31 @@ def as_text(q: dict[str, Any]) -> str:
             f"scenes      {q['s2_scenes']:,} optical, {q['s1_scenes']:,} radar",
             f"bytes in    {q['bytes_in'] / 1e9:,.2f} GB at most, out {q['bytes_out'] / 1e9:,.2f} GB; "
             f"fragments at rest {q['fragments_at_rest_bytes'] / 1e9:,.2f} GB a tile in work",
+            *_network_words(q),
             f"tokens      {q['tokens_per_pixel']:,} a pixel (from cloud cover), {q['gflop_per_pixel']} GFLOP a pixel",
             f"encoder     {q['gpu_hours']:,} h of one {q['card']} at {q['card_share_assumed']:.0%} of its nominal rate,"
             f" ${q['dollars']:,} at ${q['dollars_per_hour']}/h",
             q["memory"],
         )
     )
+
+
+def _network_words(q: dict[str, Any]) -> list[str]:
+    """Requests and bytes with this block size, and a line for each of the others."""
+    if not q["requests"]:
+        return ["requests    none: the files are on disk"]
+    lines = [
+        f"requests    {q['requests']:,} at most, {q['requests_at_most']:,} where workers share the blocks of a tile",
+        f"            {_moved(q)} with --block {q['block_px']}: files come in whole internal tiles",
+    ]
+    for side, other in q["other_blocks"].items():
+        told = "needs more than --memory allows"
+        if other is not None:
+            told = f"{_moved(other)}, {other['bytes_moved'] / 1e9:,.2f} GB, {other['requests']:,} requests"
+        lines.append(f"            --block {side}: {told}")
+    return lines
+
+
+def _moved(network: dict[str, Any]) -> str:
+    ratio = network["bytes_moved_per_byte_needed"]
+    return f"{ratio:,.{2 if ratio < 100 else 0}f} bytes move for one that is needed"

@@ -13,6 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import MemoryFile
 
 from model.errors import BadInput
+from pipeline.network import network_of, told
 from pipeline.report_facts import (
     DONE,
     FAILED,
@@ -251,6 +252,7 @@ def _run(run: RunFacts) -> Record:
         "bar": segments([(stage, labels[stage], run.stages_s[stage]) for stage in STAGES]),
         "devices": sorted(run.devices),
         "interrupted": not run.record.get("ended"),
+        "network": network_of(run.network),
     }
 
 
@@ -343,7 +345,7 @@ def render(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "duration": duration, "size": size, "share": share}
+    environment.filters |= {"count": count, "duration": duration, "size": size, "share": share, "told": told}
     return environment.get_template("report.html.j2").render(context_of(facts))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ DONE, FAILED, MISSING = "done", "failed", "missing"
 STAGES = ("read", "build", "encode", "write")
 COUNTS = ("pixels", "embedded", "no_optical", "no_radar", "outside")
 DATES = ("s2_dates", "s1_ascending_dates", "s1_descending_dates")
-RUN_FORMAT, RUN_VERSION = "tessera-beam/run", 1
+RUN_FORMAT, RUN_VERSION = "tessera-beam/run", 2  # 2: `network`
 
 Record = dict[str, Any]
 
@@ -107,6 +108,7 @@ class RunFacts:
       done, failed, again: blocks, and how many of them needed more than one attempt.
       pixels: embedded ones.
       devices: kinds of device.
+      network: counters of all blocks, as in their receipts.
       slowest: the block that took longest as (seconds, tile, row_px, col_px).
     """
 
@@ -119,6 +121,7 @@ class RunFacts:
     again: int = 0
     pixels: int = 0
     devices: set[str] = dataclasses.field(default_factory=set)
+    network: Counter[str] = dataclasses.field(default_factory=Counter)
     slowest: tuple[float, str, int, int] = (0.0, "", 0, 0)
 
     @property
@@ -204,9 +207,9 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Record]]:
     run = RunFacts(folder.name)
     if (folder / "run.json").is_file():
         run.record = _json(folder / "run.json")
-        if (version := run.record.get("version")) != RUN_VERSION:
+        if (version := run.record.get("version")) not in range(1, RUN_VERSION + 1):
             raise BadInput(
-                f"{folder / 'run.json'}: version {version}; this release reads {RUN_VERSION}; use a newer one"
+                f"{folder / 'run.json'}: version {version}; this release reads 1 to {RUN_VERSION}; use a newer one"
             )
         run.seconds = float(run.record.get("seconds") or 0)
     records = [_json(path) for path in sorted((folder / "blocks").rglob("*.json"))]
@@ -214,6 +217,7 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Record]]:
         timings, counts = record.get("timings_s", {}), counts_in(record)
         for stage in STAGES:
             run.stages_s[stage] += float(timings.get(stage, 0))
+        run.network.update(record.get("network", {}))
         done = record["status"] == DONE
         run.done, run.failed = run.done + done, run.failed + (not done)
         run.again += int(record.get("attempts", 1)) > 1
@@ -225,6 +229,7 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Record]]:
     if not records:
         run.done, run.failed = int(totals.get("blocks_done", 0)), int(totals.get("blocks_failed", 0))
         run.pixels = int(totals.get("pixels", 0))
+        run.network.update(run.record.get("network", {}))
     if run.record.get("device"):
         run.devices.add(run.record["device"])
     return run, records

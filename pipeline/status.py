@@ -8,8 +8,9 @@ from model.errors import BadInput
 from pipeline.finish import failures, published
 from pipeline.suspects import suspects
 from transforms.inventory import read_header
+from transforms.objects import local_file
 from transforms.receipts import DONE, FAILED
-from transforms.storage import LocalStore, Store, open_store
+from transforms.storage import Store, open_store
 
 
 def opened(out: str) -> tuple[Store, dict[str, Any]]:
@@ -36,8 +37,7 @@ def wanted_tiles(store: Store) -> dict[str, set[str]]:
         if plan["tiles"]:
             tiles = json.loads(store.get(f"_inputs/{plan['tiles']}.tiles.json"))
         else:
-            assert isinstance(store, LocalStore), "only local folders are opened (storage.open_store)"
-            tiles = read_header(store.path(f"_inputs/{plan['inventory']}.parquet")).tiles
+            tiles = read_header(local_file(store, f"_inputs/{plan['inventory']}.parquet")).tiles
         wanted.setdefault(plan["period"], set()).update(tiles)
     return wanted
 

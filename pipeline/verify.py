@@ -22,8 +22,9 @@ from transforms.draws import Place
 from transforms.encode import MICRO_BATCH_PX, device_kind, encode_window, provider_for, session_of
 from transforms.fragments import OUTSIDE
 from transforms.grid import TILE_PX, tile_of
+from transforms.objects import local_file, open_raster
 from transforms.read import ReadError
-from transforms.storage import LocalStore, Store
+from transforms.storage import Store
 
 SAMPLE_PX = COG_TILE_PX  # side of a recomputed window: one internal tile
 READ_BYTES = 8 << 20
@@ -53,7 +54,6 @@ def verify(out: str, recompute: int, seed: int, device: str) -> dict[str, Any]:
       BadInput: not an output folder.
     """
     store, product = opened(out)
-    assert isinstance(store, LocalStore), "only local folders are opened (storage.open_store)"
     items = list(published(store, product["model"]))
     findings: list[Finding] = []
     sound: list[dict[str, Any]] = []
@@ -114,15 +114,15 @@ def _assets(store: Store, item: dict[str, Any]) -> Iterator[Finding]:
         yield _finding(item, key, f"{name}: {' and '.join(wrong)} differ from the item's" if wrong else "")
 
 
-def _codes(store: LocalStore, item: dict[str, Any]) -> Finding:
+def _codes(store: Store, item: dict[str, Any]) -> Finding:
     """-128 in one band means -128 in all and a NaN scale, and the counts and reasons agree with it."""
     fault = ""
     embedded = 0
     with (
-        rasterio.open(store.path(_place(item, "embeddings"))) as codes_file,
-        rasterio.open(store.path(_place(item, "scales"))) as scale_file,
-        rasterio.open(store.path(_place(item, "observations"))) as counts_file,
-        rasterio.open(store.path(_place(item, "reasons"))) as reasons_file,
+        open_raster(store, _place(item, "embeddings")) as codes_file,
+        open_raster(store, _place(item, "scales")) as scale_file,
+        open_raster(store, _place(item, "observations")) as counts_file,
+        open_raster(store, _place(item, "reasons")) as reasons_file,
     ):
         step = COG_TILE_PX * 8
         for row in range(0, TILE_PX, step):
@@ -153,7 +153,7 @@ def _codes(store: LocalStore, item: dict[str, Any]) -> Finding:
     return _finding(item, "codes", fault)
 
 
-def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: int, device: str) -> Iterator[Finding]:
+def _recomputed(store: Store, items: list[dict[str, Any]], n: int, seed: int, device: str) -> Iterator[Finding]:
     """Random windows, drawn from internal tiles that hold an embedding, made again from the sources."""
     rng = np.random.default_rng(seed)
     items = [item for item in items if item["properties"]["tessera:counts"]["embedded"]]
@@ -163,11 +163,11 @@ def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: in
         item = items[rng.integers(len(items))]
         p = item["properties"]
         tile = tile_of(p["tessera:tile"])
-        model = open_model(store.path(f"_inputs/{p['tessera:model_sha256']}.onnx"))
-        path = store.path(f"_inputs/{p['tessera:inventory']}.parquet")
+        model = open_model(local_file(store, f"_inputs/{p['tessera:model_sha256']}.onnx"))
+        path = local_file(store, f"_inputs/{p['tessera:inventory']}.parquet")
         provider = provider_for(device, model)
         session = session_of(model, provider)
-        with rasterio.open(store.path(_place(item, "scales"))) as scale_file:
+        with open_raster(store, _place(item, "scales")) as scale_file:
             places = _full_places(scale_file)
             if not places:
                 continue
@@ -175,9 +175,9 @@ def _recomputed(store: LocalStore, items: list[dict[str, Any]], n: int, seed: in
             height, width = min(SAMPLE_PX, TILE_PX - row), min(SAMPLE_PX, TILE_PX - col)
             window = rasterio.windows.Window(col, row, width, height)
             scale = scale_file.read(1, window=window)
-        with rasterio.open(store.path(_place(item, "embeddings"))) as codes_file:
+        with open_raster(store, _place(item, "embeddings")) as codes_file:
             codes = np.moveaxis(codes_file.read(window=window), 0, -1)
-        with rasterio.open(store.path(_place(item, "reasons"))) as reasons_file:
+        with open_raster(store, _place(item, "reasons")) as reasons_file:
             wanted = (reasons_file.read(1, window=window) & OUTSIDE) == 0
         there = np.isfinite(scale)
         rows, cols = range(row, row + height), range(col, col + width)

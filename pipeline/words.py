@@ -184,4 +184,4 @@ def memory(budget: Budget, workers: int) -> str:
     """The budget as a line."""
     parts = ", ".join(f"{name} {n / 2**20:,.0f}" for name, n in budget.parts_bytes)
     total = budget.total_bytes / 2**30
-    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); strips of {budget.strip_px} rows"
+    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); {budget.strips}"

@@ -1,13 +1,16 @@
-"""What several tests share: the project's data folder, and a small planet with its inventory."""
+"""What several tests share: the project's data folder, a small planet with its inventory, models, threads."""
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from model.modelfile import ModelFile, open_model
 from pipeline import inventory
-from pipeline.demo import planet
+from pipeline.demo.planet import Planet, build
 from pipeline.demo.run import FROZEN, model_path
 from transforms.periods import period_of
 
@@ -18,7 +21,7 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 class World:
     """A small planet, the inventories of its two periods, the shipped model, and the island as --bbox."""
 
-    earth: planet.Planet
+    earth: Planet
     inv: str
     inv_2025: str
     model: str
@@ -26,13 +29,45 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def planet(tmp_path_factory: pytest.TempPathFactory) -> Planet:
+    """All tiles of a planet whose island is 640 m wide; no test changes its files."""
+    return build(tmp_path_factory.mktemp("planet") / "p", size_m=640)
+
+
+@pytest.fixture(scope="session")
+def world(planet: Planet, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    earth = planet.build(root / "planet", size_m=640)
     for year in ("2024", "2025"):
-        inventory.build([(str(earth.folder), None)], period_of(year), earth.tiles, root / f"{year}.parquet", now=FROZEN)
-    bbox = ",".join(str(v) for v in earth.bbox)
-    return World(earth, str(root / "2024.parquet"), str(root / "2025.parquet"), model_path(), bbox)
+        found = [(str(planet.folder), None)]
+        inventory.build(found, period_of(year), planet.tiles, root / f"{year}.parquet", now=FROZEN)
+    bbox = ",".join(str(v) for v in planet.bbox)
+    return World(planet, str(root / "2024.parquet"), str(root / "2025.parquet"), model_path(), bbox)
+
+
+@pytest.fixture(scope="session")
+def model() -> ModelFile:
+    """The shipped model."""
+    return open_model(model_path())
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Key of `gate_files.FORMS` -> path of a model file that passes the gate, made at first use."""
+    from gate_files import sound_files  # takes PyTorch, which few tests need
+
+    return sound_files(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def golden_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where inventories of the golden scenes are written, each once."""
+    return tmp_path_factory.mktemp("golden")
 
 
 def contents(out: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 CORE = "https://api.stacspec.org/v1.0.0"
 CLASSES = [f"{CORE}/core", f"{CORE}/item-search", f"{CORE}/collections"]
 FIELDS = f"{CORE}/item-search#fields"
+QUERY = f"{CORE}/item-search#query"
 
 
 @functools.cache
@@ -28,6 +29,7 @@ class Api:
       items: STAC items; hrefs may hold HERE for the server's own URL.
       counts: whether it says numberMatched. page: most items of a page.
       fields: "" (not offered), "yes", "refused" (offered, then 400), "greedy" (assets are left out altogether).
+      query: "" (not offered), "yes", "ignored" (offered, then not heeded), "refused" (offered, then 400).
       window: items that it pages through; a page beyond is a 400, and it counts no further.
       answer_bytes: a longer answer is a 502, as behind a gateway.
       fault: (search body, how often this very body came before) -> None, or one of the answers below.
@@ -37,6 +39,7 @@ class Api:
 
     def __init__(self, items):
         self.items, self.counts, self.page, self.fields = items, True, 10, ""
+        self.query = ""
         self.window, self.answer_bytes = 10_000, 1 << 30
         self.fault = lambda _body, _before: None
         self.pages = lambda pages: pages
@@ -50,11 +53,13 @@ class Api:
     def found(self, body):
         first, last = (dt.datetime.fromisoformat(t) for t in body["datetime"].split("/"))
         west, south, east, north = body["bbox"]
+        wanted = body.get("query", {}) if self.query == "yes" else {}
         return [
             i
             for i in self.items
             if i["collection"] in body["collections"]
             and first <= _when(i["properties"]["datetime"]) <= last
+            and all(i["properties"].get(name) in said["in"] for name, said in wanted.items())
             and i["bbox"][0] <= east and i["bbox"][2] >= west and i["bbox"][1] <= north and i["bbox"][3] >= south
         ]  # fmt: skip
 
@@ -118,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
                 {"rel": "search", "href": f"{url}/search", "method": "POST", "type": "application/geo+json"},
                 {"rel": "data", "href": f"{url}/collections"},
             ]
-            classes = [*CLASSES, *([FIELDS] if self.api.fields else [])]
+            classes = [*CLASSES, *([FIELDS] if self.api.fields else []), *([QUERY] if self.api.query else [])]
             self.answer({"type": "Catalog", "id": "faulty", "conformsTo": classes, "links": links})
         elif self.path == "/collections":
             self.answer({"collections": [{"id": i} for i in sorted({i["collection"] for i in self.api.items})]})
@@ -148,6 +153,9 @@ class Handler(BaseHTTPRequestHandler):
         api, url = self.api, f"http://{self.headers['Host']}"
         if "fields" in body and api.fields == "refused":
             self.answer({"description": "unknown word: fields"}, 400)
+            return
+        if "query" in body and api.query == "refused":
+            self.answer({"description": "unknown word: query"}, 400)
             return
         found, size = api.found(body), min(body["limit"], api.page)
         pages = api.pages([found[n : n + size] for n in range(0, len(found), size)]) or [[]]

@@ -207,7 +207,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, length: int | None = None) -> None:
-        self.send_response(status)
+        # A route that has a date of its own gives that one alone.
+        (self.send_response_only if "Date" in headers else self.send_response)(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))

@@ -6,7 +6,7 @@ import functools
 import json
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,27 @@ from numpy.typing import NDArray
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from transforms import inventory
+from transforms.budgets import budget_of as budget_of
+from transforms.budgets import check_worker
 from transforms.dpixels import Stack, build, read_stack
 from transforms.draws import Place
 from transforms.drift import Drift, Guard
 from transforms.encode import Session, WindowEncoder, device_kind, observation_counts, session_of
+from transforms.failures import TWICE, Tally, failure_of
 from transforms.fragments import DRIFT, RASTERS, compress, layouts_of, part_of, reasons_of
 from transforms.grid import TILE_PX, Block, Tile, tile_of
-from transforms.memory import Budget, budget_for
+from transforms.heaps import give_back_freed_memory, keep_heaps_few
+from transforms.memory import Budget
+from transforms.objects import local_file
 from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
 from transforms.preview import Colours, colours_from_json
 from transforms.publish import TileFacts, clear_work, publish_tile, published_item
-from transforms.read import ReadError, plain
-from transforms.receipts import DONE, FAILED, Desk, Receipt
+from transforms.receipts import ATTEMPTS, DONE, FAILED, Desk, Receipt
 from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
-from transforms.scenes import ASCENDING, DESCENDING, S1, S2, Scene
-from transforms.storage import LocalStore, Store, open_store
+from transforms.scenes import ASCENDING, DESCENDING, Scene
+from transforms.storage import Store, open_store
 from transforms.throttle import CarryingPool, Counters, charged
+from transforms.watchdog import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Worker:
       plan: of the run. store: its output. model: the opened file. session: on the plan's provider.
       colours: of the preview. roots: source -> where its relative hrefs begin. frozen: when the inventory was made.
       pool: reads files and compresses tiles; bounds the reads in flight of the whole process.
+      tally: what became of the process's blocks so far.
     """
 
     plan: Plan
@@ -53,13 +59,20 @@ class Worker:
     roots: dict[str, str]
     frozen: str
     pool: Executor
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
 
 def open_worker(plan: Plan) -> Worker:
-    """Opens model, session and inventory of a plan."""
+    """Opens model, session and inventory of a plan.
+
+    Raises:
+      BadInput: this machine has not the memory that the plan's largest tile takes.
+    """
     store = open_store(plan.out)
-    model = open_model(local(store, f"_inputs/{plan.model_sha256}.onnx"))
+    model = open_model(local_file(store, f"_inputs/{plan.model_sha256}.onnx"))
     head = inventory.read_header(inventory_of(plan))
+    check_worker(plan, model, inventory_of(plan), head)
+    keep_heaps_few()
     return Worker(
         plan,
         store,
@@ -72,14 +85,10 @@ def open_worker(plan: Plan) -> Worker:
     )
 
 
-def local(store: Store, name: str) -> Path:
-    """An object as a local file."""
-    assert isinstance(store, LocalStore), "only local folders are opened (storage.open_store)"
-    return store.path(name)
-
-
+@functools.lru_cache(maxsize=4)  # asked for with every block; its name is its content
 def inventory_of(plan: Plan) -> Path:
-    return local(open_store(plan.out), f"_inputs/{plan.inventory}.parquet")
+    """The run's inventory as a file on this machine."""
+    return local_file(open_store(plan.out), f"_inputs/{plan.inventory}.parquet")
 
 
 @functools.lru_cache(maxsize=4)  # a process works on one or two tiles at a time; a tile's rows are some 100 kB
@@ -142,21 +151,6 @@ def _joined(clip: Clip, earlier: Clip | None, tile: str) -> Clip | None:
     return next((c for c in (earlier, clip) if np.array_equal(pixels, c.mask(*whole))), both)
 
 
-def budget_of(plan: Plan, model: ModelFile, scenes: Iterable[Scene]) -> Budget:
-    """How a block of a tile with these scenes is walked. Raises BadInput when it does not fit the plan's memory."""
-    kept = [s.sensor for s in scenes if s.kept]
-    return budget_for(
-        block_px=plan.block_px,
-        s2_scenes=kept.count(S2),
-        s1_scenes=kept.count(S1),
-        dims=model.profile.dims,
-        readers=plan.readers,
-        micro_batch_px=plan.micro_batch_px,
-        widest=max(model.encoder.feed_forward, 3 * model.encoder.width),
-        limit_bytes=plan.memory_bytes,
-    )
-
-
 @dataclasses.dataclass
 class _Made:
     """A block in the making: codes (H, W, dims) or None for nothing, scale, counts (.., 3), reasons, drift, figures."""
@@ -170,8 +164,18 @@ class _Made:
     timings_s: dict[str, float]
 
 
-def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bool_], budget: Budget) -> _Made:
+def embed_window(
+    worker: Worker,
+    tile: Tile,
+    block: Block,
+    wanted: NDArray[np.bool_],
+    budget: Budget,
+    beat: Callable[[], None] = lambda: None,
+) -> _Made:
     """Codes of a block, walked in strips: the next strip is read while this one is built and encoded.
+
+    Args:
+      beat: called whenever a strip has been read or some rows have been built and handed to the encoder.
 
     Raises:
       ReadError: a file of the block cannot be read.
@@ -204,6 +208,8 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
         coming = ahead.submit(read, strips[0])
         for following in (*strips[1:], None):
             stack = coming.result()
+            give_back_freed_memory()
+            beat()
             if following is not None:
                 coming = ahead.submit(read, following)
             for key, n in _dates(stack).items():
@@ -220,6 +226,7 @@ def embed_window(worker: Worker, tile: Tile, block: Block, wanted: NDArray[np.bo
                 counts[window] = np.where(there[..., None], seen, 0)
                 encoder.add(pixels, there, row, col)
                 timings["build"] += time.perf_counter() - begun
+                beat()
         encoder.finish()
         timings["encode"] = encoder.encode_s
         tokens = encoder.tokens
@@ -268,8 +275,9 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
     )  # fmt: skip
     attempt = desk.begin(store, block.name)
     if not attempt:
-        why = "this block ended its worker twice (killed, or out of memory); run embed again to try it once more"
-        return _leave(store, plan, desk, block, dataclasses.replace(head, reason=why, ended=_now(), attempts=2))
+        cause = desk.ended_by(store, block.name)
+        receipt = dataclasses.replace(head, cause=cause, reason=TWICE[cause], ended=_now(), attempts=ATTEMPTS)
+        return _leave(worker, desk, block, receipt)
     head, account = dataclasses.replace(head, attempts=attempt), Counters()
     try:
         clip = _clip(plan, task.clip)
@@ -279,8 +287,10 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             else clip.mask(tile.name, block.row_px, block.col_px, block.height_px, block.width_px)
         )
         budget = budget_of(plan, worker.model, _scenes(inventory_of(plan), tile.name))
-        with charged(account):
-            made_now = embed_window(worker, tile, block, wanted, budget)
+        what = f"tile {tile.name}, block at row {block.row_px}, col {block.col_px}"
+        with charged(account), watched(what, lambda: desk.hung(store, block.name, attempt)) as watch:
+            made_now = embed_window(worker, tile, block, wanted, budget, watch.beat)
+        give_back_freed_memory()
         begun = time.perf_counter()
         parts = _write_fragments(worker, desk, tile, block, made_now)
         timings = made_now.timings_s | {"write": time.perf_counter() - begun, "total": time.perf_counter() - clock}
@@ -297,12 +307,10 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
     except (KeyboardInterrupt, SystemExit):
         desk.withdraw(store, block.name, attempt)
         raise
-    except ReadError as e:
-        receipt = dataclasses.replace(head, reason=e.reason, scene=e.scene, band=e.band, ended=_now())
     except Exception as e:  # the border of the unit of failure: whatever a block does, the run goes on
-        receipt = dataclasses.replace(head, reason=plain(f"{type(e).__name__}: {e}"), ended=_now())
+        receipt = dataclasses.replace(head, **dataclasses.asdict(failure_of(e)), ended=_now())
     network = {name: round(amount, 3) for name, amount in sorted(account.read().items())}
-    return _leave(store, plan, desk, block, dataclasses.replace(receipt, network=network))
+    return _leave(worker, desk, block, dataclasses.replace(receipt, network=network))
 
 
 def made(store: Store, desk: Desk, block: Block, device: str) -> Receipt | None:
@@ -337,15 +345,27 @@ def _write_fragments(
     return parts
 
 
-def _leave(store: Store, plan: Plan, desk: Desk, block: Block, receipt: Receipt) -> Receipt:
+def _leave(worker: Worker, desk: Desk, block: Block, receipt: Receipt) -> Receipt:
     """Writes the receipt, and what the run's own folder keeps of it: published tiles lose their receipts."""
+    store, plan = worker.store, worker.plan
     desk.write(store, block.name, receipt)
     record = {k: v for k, v in dataclasses.asdict(receipt).items() if k not in ("parts", "plan")}
     name = f"{block.tile}_{plan.period}_{block.name}.json"
     store.replace(f"_runs/{plan.run}/blocks/{name}", json.dumps(record, sort_keys=True).encode())
     if receipt.status == FAILED:
         store.replace(f"_runs/{plan.run}/failed/{name}", b"")
+    stop = worker.tally.add(receipt.cause)
+    if receipt.status == FAILED and plan.max_failures and not stop:
+        failed = len(store.names(f"_runs/{plan.run}/failed"))
+        stop = f"{failed} blocks have failed, and --max-failures is {plan.max_failures}" * (failed >= plan.max_failures)
+    if stop:
+        store.put_if_absent(stop_name(plan), stop.encode())
     return receipt
+
+
+def stop_name(plan: Plan) -> str:
+    """The object that says why a run begins no further block; absent while it goes on."""
+    return f"_runs/{plan.run}/stop.txt"
 
 
 def publish_if_complete(worker: Worker, task: BlockTask) -> bool:

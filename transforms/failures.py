@@ -1,7 +1,9 @@
 """Failures: why a block was not made, what that means for the run, and what a person does about it."""
 
+import collections
 import dataclasses
 import errno
+import threading
 from collections.abc import Mapping
 
 from transforms.read import ReadError, plain
@@ -24,6 +26,12 @@ STOPPING = frozenset({DISK, STORE})
 # all for one cause, is not going to end well (a wrong token, a host that is down, a bug).
 MANY = 20
 
+# What a receipt says of a block whose attempts all ended their process.
+TWICE = {
+    KILLED: "this block ended its worker twice (killed, or out of memory); run embed again to try it once more",
+    HUNG: "nothing happened in this block any more and its worker was ended, twice; run embed again to try once more",
+}
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 
@@ -36,6 +44,24 @@ class Failure:
     reason: str
     scene: str = ""
     band: str = ""
+
+
+class Tally:
+    """What became of the blocks that this process made. Threads add to it; each process of a fleet has its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failed: collections.Counter[str] = collections.Counter()
+        self._done = 0
+
+    def add(self, cause: str) -> str:
+        """Counts a block, by its cause or "" where it was made. Returns why the run should stop, or ""."""
+        with self._lock:
+            if not cause:
+                self._done += 1
+                return ""
+            self._failed[cause] += 1
+            return stop_reason(self._failed, self._done)
 
 
 def failure_of(error: BaseException) -> Failure:

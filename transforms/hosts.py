@@ -25,6 +25,9 @@ EARTH_SEARCH = (
 OPERA = ("cumulus.asf.earthdatacloud.nasa.gov", "cumulus.asf.alaska.edu", "datapool.asf.alaska.edu")
 OPERA_TARGETS = (".cloudfront.net", "asf-cumulus-prod-opera-products.s3.us-west-2.amazonaws.com")
 CDSE = ("eodata.dataspace.copernicus.eu",)
+# Connections at once that a host lets an account have (documentation.dataspace.copernicus.eu, "Quotas and Limitations":
+# 4 of 20 MB/s each, and 2,000 requests a minute, for general users).
+AT_ONCE: Mapping[str, int] = dict.fromkeys(CDSE, 4)
 PROVIDERS = (*PLANETARY_COMPUTER, *EARTH_SEARCH, *OPERA, *CDSE)
 FORWARDS: Mapping[str, tuple[str, ...]] = dict.fromkeys(OPERA, (*OPERA, *OPERA_TARGETS))
 

@@ -1,8 +1,6 @@
 """HTTP: ranges of remote files, whole and of one version, from servers that fail, stall and lie."""
 
 import dataclasses
-import datetime as dt
-import email.utils
 import os
 import random
 import re
@@ -15,10 +13,11 @@ from model.errors import BadInput
 from transforms import hosts, signing, throttle
 from transforms.catalogs.hrefs import unsigned
 from transforms.fetching import Fetch, FetchError, Piece, Version
+from transforms.forwards import Forwards, life_s
 from transforms.hosts import Hosts, Place
 from transforms.signing import Signed, Signer, Tokens
 from transforms.throttle import COUNTERS, Counters, Quarantine, Throttle
-from transforms.wire import Answer, Fault, Patience, Wire
+from transforms.wire import Answer, Fault, Patience, Wire, retry_after, target_of
 
 WORKERS_VARIABLE = "TESSERA_WORKERS"  # how many processes read at once in the whole run; 1 where it is not set
 
@@ -79,6 +78,7 @@ class Fetcher:
         self.quarantine = Quarantine(clock)
         self._wire = Wire(self.turns.most, patience or Patience())
         self._signer = signer or Signer(Tokens(self.ask))
+        self._forwards = Forwards(clock)
         self._allowed, self._sleep, self._chance = allowed, sleep, chance
 
     def __repr__(self) -> str:
@@ -102,15 +102,19 @@ class Fetcher:
             self.counters.add("quarantined")
             raise FetchError(known.kind, f"{known.reason}; not asked again for a while", known.status)
 
+        began = time.monotonic()
         try:
             return self._range(plain, place, start, stop, version)
         except FetchError as e:
             self.counters.add(f"failures_{e.kind}")
+            self._forwards.drop(plain)
             if e.kind not in ("changed", "refused") and e.status != 416:  # 416 is about the range, not the file
                 lasting = e.status in GONE or e.status in (200, 206)
                 for_s = self.retries.gone_s if lasting else self.retries.failed_s
                 self.quarantine.put(name, e.kind, e.reason, e.status, for_s)
             raise
+        finally:
+            self.counters.add("fetch_s", time.monotonic() - began)
 
     def ask(self, url: str, headers: Mapping[str, str]) -> tuple[bytes, str]:
         """A small document from a server that the program itself is told to ask; as `signing.Ask`. No redirects."""
@@ -123,7 +127,7 @@ class Fetcher:
             return signing.TOKEN_BYTES, False
 
         def once(spell: _Spell) -> Answer:
-            return self._get(place, _target(url), headers, allowed, expect, spell)
+            return self._get(place, target_of(url), headers, allowed, expect, spell)
 
         answer = self._tried(hosts.shown(url), place, once)
         self.counters.add("tokens")
@@ -137,41 +141,51 @@ class Fetcher:
         def expect(status: int, said: Mapping[str, str]) -> tuple[int, bool]:
             return wanted(status, said, start, stop, version)[0], True
 
-        def followed(spell: _Spell) -> Answer:
+        def followed(spell: _Spell, kept: str | None) -> Answer:
             """One request, and those that it is forwarded to. Rights are those of each host, never carried along."""
             nonlocal refused
-            url, here = plain, place
+            url, here = (plain, place) if kept is None else (kept, allowed.check_forward(place, kept))
+            lives: list[float] = []
             for _ in range(HOPS + 1):
                 signed = self._signer.sign(url, refused[1] if refused and refused[0] == url else None)
                 sent = {"Range": f"bytes={start}-{stop - 1}", **signed.headers}
                 try:
-                    answer = self._get(here, _target(signed.url), sent, allowed, expect, spell)
+                    answer = self._get(here, target_of(signed.url), sent, allowed, expect, spell)
                     if _is_page(answer.body, start):
                         raise Fault("status", f"HTTP {answer.status} with HTML or XML", answer.status)
+                    if url not in (plain, kept):
+                        self._forwards.keep(plain, url, min(lives, default=None))
                     return answer
                 except Fault as fault:
                     if fault.status in DENIED:
                         refused = url, signed
+                        self._signer.heard(url, fault.headers.get("Date", ""))  # a wrong clock is a wrong signature
                     if fault.kind != "moved":
                         raise
                     url = urllib.parse.urljoin(url, fault.headers.get("Location", ""))
                     if hosts.place_of(url).host == LOGIN:
                         raise Fault("status", "HTTP 401 (sent to log in)", 401, final=True) from None
                     here = allowed.check_forward(place, url)
+                    if (said_s := life_s(url, fault.headers)) is not None:
+                        lives.append(said_s)
             raise Fault("status", f"forwarded more than {HOPS} times", final=True)
 
         def once(spell: _Spell) -> Answer:
             nonlocal denied
+            kept = self._forwards.find(plain)
             try:
-                return followed(spell)
+                return followed(spell, kept)
             except Fault as fault:
-                if fault.status not in DENIED:
+                if kept is not None and fault.status not in BUSY:
+                    self._forwards.drop(plain, kept)  # whatever is wrong with it: the file's own host knows better
+                over = kept is not None and fault.final  # S3 says 400 where the signer's own session has ended
+                if fault.status not in DENIED and not over:
                     raise
                 if not denied:
                     denied = True
                     self.counters.add("retries_denied")
                     return once(spell)  # at once, signed anew
-                reason = f"{fault.reason}{self._signer.cure(plain)}"
+                reason = f"{fault.reason}{self._signer.cure(plain) if fault.status in DENIED else ''}"
                 raise Fault(fault.kind, reason, fault.status, final=True) from None
 
         answer = self._tried(hosts.shown(plain), place, once)
@@ -196,7 +210,7 @@ class Fetcher:
                 fault = e
             bad += fault.kind == "status" and fault.status in (200, 206)
             wait_s = self._chance(0, min(self.retries.longest_s, self.retries.first_s * 2.0 ** (n - 1)))
-            asked_s = min(_retry_after(fault.headers) or 0.0, self.retries.obeyed_s)
+            asked_s = min(retry_after(fault.headers) or 0.0, self.retries.obeyed_s)
             if (
                 fault.final
                 or n == self.retries.tries
@@ -232,7 +246,7 @@ class Fetcher:
                 answer = self._wire.get(place, target, headers, allowed.check_address, expect, max(spell.left(), 1e-3))
             except Fault as fault:
                 if fault.status in BUSY:
-                    turn.said_busy(min(_retry_after(fault.headers) or 0.0, self.retries.obeyed_s))
+                    turn.said_busy(min(retry_after(fault.headers) or 0.0, self.retries.obeyed_s))
                 elif fault.kind == "timeout":
                     turn.said_busy()
                 else:
@@ -315,25 +329,6 @@ def _not_it(status: int, said: Mapping[str, str], version: Version | None) -> Ex
     return Fault("status", f"HTTP {status}", status, said, final)
 
 
-def _retry_after(said: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, None where it does not say; a date counts from the server's own."""
-    text = said.get("Retry-After", "").strip()
-    if re.fullmatch("[0-9]{1,9}", text):
-        return float(text)
-    try:
-        then = email.utils.parsedate_to_datetime(text)
-        now = email.utils.parsedate_to_datetime(said["Date"]) if "Date" in said else dt.datetime.now(dt.UTC)
-        return max(0.0, (then - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _target(url: str) -> str:
-    """Path and query of a URL."""
-    parts = urllib.parse.urlsplit(url)
-    return f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-
-
 _lock = threading.Lock()
 _default: Fetcher | None = None
 
@@ -353,7 +348,7 @@ def set_workers(workers: int) -> None:
     Raises:
       ValueError: fewer than one.
     """
-    _fetcher().turns.keep_to(throttle.share(workers))
+    _fetcher().turns.keep_to(throttle.share(workers), workers)
 
 
 def refusal(href: str) -> str | None:
@@ -377,7 +372,7 @@ def _fetcher() -> Fetcher:
             if not re.fullmatch(r"[1-9]\d{0,6}", said):
                 raise BadInput(f"{WORKERS_VARIABLE}={said!r}: the number of worker processes was expected, 1 or more")
             hosts.current()
-            _default = Fetcher(turns=Throttle(throttle.share(int(said))))
+            _default = Fetcher(turns=Throttle(throttle.share(int(said)), workers=int(said)))
         return _default
 
 

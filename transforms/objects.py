@@ -13,7 +13,8 @@ from typing import BinaryIO, cast
 import rasterio
 from rasterio.io import DatasetReader
 
-from transforms.storage import LocalStore, Store, alive
+from transforms.disk_store import LocalStore
+from transforms.storage import Store, alive
 
 COPIES = "tessera-beam-inputs"  # folders of copies in the machine's temporary folder: <COPIES>-<process>-<random>
 COPY_BYTES = 8 << 20
@@ -54,6 +55,21 @@ def local_file(store: Store, name: str) -> Path:
 
 
 @contextlib.contextmanager
+def kept_file(store: Store, name: str) -> Iterator[Path]:
+    """A file that others write to meanwhile, and that is an object of the store in the end, also after an error."""
+    if isinstance(store, LocalStore):
+        yield store.path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{COPIES}-{os.getpid()}-") as folder:
+        path = Path(folder) / Path(name).name
+        try:
+            yield path
+        finally:
+            if path.exists():
+                store.replace(name, path.read_bytes())
+
+
+@contextlib.contextmanager
 def open_raster(store: Store, name: str) -> Iterator[DatasetReader]:
     """A raster of the store, read by ranges through the store itself: no other way to it needs to be set up."""
     if isinstance(store, LocalStore):
@@ -64,9 +80,7 @@ def open_raster(store: Store, name: str) -> Iterator[DatasetReader]:
     path = f"store/{name}"  # rasterio finds its opener by the folder: a bare name has none
 
     def opener(asked: str, mode: str = "rb") -> BinaryIO:
-        if (
-            asked != path or mode != "rb"
-        ):  # GDAL looks for side-car files, and what lies beside a file says nothing about it
+        if asked != path or mode != "rb":  # side-car files: what lies beside a file says nothing about it
             raise FileNotFoundError(asked)
         return cast(BinaryIO, io.BufferedReader(ObjectFile(store, name), AHEAD_BYTES))
 

@@ -15,6 +15,7 @@ from transforms.encode import Session, encode_window
 
 FORMAT = "tessera-beam/preview"
 VERSION = 1
+PAINTED_PX = 1 << 12  # pixels in double precision at once, of each thread: 4 MB of 128 dimensions
 _ONE = 1 << 14  # directions are whole numbers of this unit: their sums are exact, whatever the block size
 
 # Typical surface reflectance x 10000 at the height of summer and in winter, in the order of the profile's bands (B04
@@ -145,11 +146,15 @@ def paint(codes: NDArray[np.int8], scale: NDArray[np.float32], colours: Colours)
     The projection is a sum of whole numbers in float64, hence exact: a pixel has the same colour in blocks of any size.
     """
     out = np.zeros((*codes.shape[:2], 3), np.uint8)
-    there = codes[..., 0] != NO_DATA
-    if not there.any():
-        return out
     directions = np.array(colours.directions, np.float64).T
-    value = codes[there].astype(np.float64) @ directions * (scale[there].astype(np.float64)[:, None] / _ONE)
     low, high = np.array(colours.low), np.array(colours.high)
-    out[there] = np.clip(np.rint((value - low) / (high - low) * 254), 0, 254).astype(np.uint8) + 1
+    step = max(1, PAINTED_PX // max(1, codes.shape[1]))
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        there = codes[part, :, 0] != NO_DATA
+        if not there.any():
+            continue
+        size = scale[part][there].astype(np.float64)[:, None] / _ONE
+        value = codes[part][there].astype(np.float64) @ directions * size
+        out[part][there] = np.clip(np.rint((value - low) / (high - low) * 254), 0, 254).astype(np.uint8) + 1
     return out

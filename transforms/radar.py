@@ -3,12 +3,14 @@
 import datetime as dt
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.profile import Profile
 from transforms.grid import Tile
+from transforms.heaps import lasting
 from transforms.read import Centres, centres_in, nearest, nearest_across, read_for
 from transforms.resample import mix_across, mix_floats
 from transforms.scenes import Asset, Scene
@@ -88,7 +90,7 @@ def _read_pass(
 
     Never None where a pixel without radar is given all time steps: these must not be the window's.
     """
-    out = np.zeros((len(rows), len(cols), 2), np.int16)
+    out: NDArray[Any] = lasting((len(rows), len(cols), 2), np.int16)
     seen = profile.empty_modality == "all-steps"
     for k, band in enumerate(profile.s1_bands):
         asset = scene.asset(band)

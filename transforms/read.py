@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,15 @@ import rasterio.warp
 import rasterio.windows
 from numpy.typing import NDArray
 
+from transforms import jp2, jp2_decode
 from transforms.catalogs.hrefs import is_remote, resolve
-from transforms.fetching import FetchError
+from transforms.catalogs.registry import BY_NAME
+from transforms.fetching import Fetch, FetchError, Piece, Version
 from transforms.grid import PIXEL_M, Tile
-from transforms.remote import fetcher, read_window
+from transforms.heaps import lasting
+from transforms.remote import GTIFF, Header, fetcher, read_window
 from transforms.scenes import Asset, Scene
-from transforms.tiff import Damaged, Header, NotACog, Window
+from transforms.tiff import Damaged, NotACog, Window
 from transforms.tiff_decode import GDAL_CACHE_BYTES
 
 GDAL_OPTIONS: dict[str, str | int] = {
@@ -26,8 +31,8 @@ GDAL_OPTIONS: dict[str, str | int] = {
     "GDAL_CACHEMAX": GDAL_CACHE_BYTES,
     # GDAL_NUM_THREADS stays unset: the threads of a process read different files.
 }
-# The only driver that is ever asked: others (VRT, WMS, ..) open what a file names, on this machine or in a network.
-DRIVER = "GTiff"
+# The only driver that is asked to open files: others (VRT, WMS, ..) open what a file names, here or in a network.
+DRIVER = GTIFF
 
 CHUNK_PX = 1 << 18  # pixels whose positions in another zone are worked out at once
 # What the products hold (ESA's S2 bands: uint16). Another type is another scaling, and would be taken without a word.
@@ -73,7 +78,7 @@ class Patch:
       data: (h, w) as stored. Where the window leaves the file, zeros that `inside` excludes.
       row_px, col_px: of data[0, 0] in the file; may be negative.
       inside: (rows, cols) slices of `data` that the file covers.
-      nodata: the file's nodata value, or None.
+      nodata: the file's nodata value, else that of its source's table, or None.
       transform: the file's geotransform (a, b, c, d, e, f).
     """
 
@@ -109,16 +114,22 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
     inside = (slice(r0 - row_px, r1 - row_px), slice(c0 - col_px, c1 - col_px))
     window = Window(r0, c0, r1 - r0, c1 - c0) if r1 > r0 and c1 > c0 else None
     path = resolve(root, asset.href)
-    part, facts = (_remote if is_remote(path) else _local)(scene, asset, path, window)
+    if is_remote(path):
+        part, facts = _ranged(scene, asset, path, window, fetcher())
+    elif _is_jp2(path, _formats(scene)[0]):
+        part, facts = _ranged(scene, asset, path, window, _from_disk)
+    else:
+        part, facts = _local(scene, asset, path, window)
     if part is None:
         inside = (slice(0, 0), slice(0, 0))
         data: NDArray[np.generic] = np.zeros((height_px, width_px), facts.dtype)
     elif part.shape == (height_px, width_px):
         data = part
     else:
-        data = np.zeros((height_px, width_px), facts.dtype)
+        data = lasting((height_px, width_px), facts.dtype)
         data[inside] = part
-    return Patch(data, row_px, col_px, inside, facts.nodata, asset.transform)
+    nodata = facts.nodata if facts.nodata is not None else _formats(scene)[1]
+    return Patch(data, row_px, col_px, inside, nodata, asset.transform)
 
 
 class Facts(NamedTuple):
@@ -145,14 +156,47 @@ def _local(scene: Scene, asset: Asset, path: str, window: Window | None) -> tupl
                 return None, facts
             row_px, col_px, height_px, width_px = window
             part = rasterio.windows.Window(col_px, row_px, width_px, height_px)
-            return file.read(1, window=part), facts
+            return file.read(1, window=part, out=lasting((height_px, width_px), facts.dtype)), facts
     except rasterio.errors.RasterioError as e:
         cause = f"{e} ({e.__cause__})" if e.__cause__ else str(e)
         raise ReadError(scene.id, asset.band, plain(cause)) from None
 
 
-def _remote(scene: Scene, asset: Asset, url: str, window: Window | None) -> tuple[NDArray[np.generic] | None, Facts]:
-    """A window of a file on a server, in the ranges that it needs."""
+def _formats(scene: Scene) -> tuple[tuple[str, ...], int | None]:
+    """Drivers that a scene's files may need, and their DN without data where no tag says it."""
+    source = BY_NAME.get(scene.source)
+    return ((GTIFF,), None) if source is None else (source.drivers, source.nodata)
+
+
+def _is_jp2(path: str, drivers: tuple[str, ...]) -> bool:
+    """Whether a file is a JPEG 2000 one of a source that may have such, by its first bytes: names may say anything."""
+    if jp2_decode.DRIVER not in drivers:
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            return jp2.is_jp2(file.read(len(jp2.SIGNATURE)))
+    except OSError:
+        return False  # GDAL says what is wrong with it, in the words that it has for all others
+
+
+def _from_disk(url: str, start: int, stop: int, version: Version | None) -> Piece:
+    """As `fetching.Fetch`, of a file on disk: what GDAL is given of a JP2 is bounded wherever the file lies."""
+    try:
+        with Path(url).open("rb") as file:
+            facts = os.fstat(file.fileno())
+            found = Version(facts.st_size, f"{facts.st_ino} {facts.st_mtime_ns}")
+            if version not in (None, found):
+                raise FetchError("changed", "the file is not the one that it was a moment ago")
+            file.seek(start)
+            return Piece(file.read(stop - start), found)
+    except OSError as e:
+        raise FetchError("file", f"{e.strerror or type(e).__name__}") from None
+
+
+def _ranged(
+    scene: Scene, asset: Asset, url: str, window: Window | None, fetch: Fetch
+) -> tuple[NDArray[np.generic] | None, Facts]:
+    """A window of a file on a server, or of a JP2, in the ranges that it needs."""
 
     def facts_of(header: Header) -> Facts:
         crs = "None" if header.epsg is None else f"EPSG:{header.epsg}"
@@ -163,7 +207,7 @@ def _remote(scene: Scene, asset: Asset, url: str, window: Window | None) -> tupl
         _check(scene, asset, facts_of(header))
 
     try:
-        part, header = read_window(url, window, fetcher(), accept)
+        part, header = read_window(url, window, fetch, accept, drivers=_formats(scene)[0])
     except FetchError as e:
         raise ReadError(scene.id, asset.band, plain(e.reason), e.kind, e.status) from None
     except (NotACog, Damaged) as e:

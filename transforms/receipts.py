@@ -7,12 +7,14 @@ import socket
 from typing import Any
 
 from model.errors import BadInput
+from transforms.failures import HUNG, KILLED
 from transforms.storage import Store, alive
 
 FORMAT = "tessera-beam/receipt"
 VERSION = 3  # 2: `drift` and `warnings`; 3: `network`
 DONE = "done"
 FAILED = "failed"
+HUNG_MARK = b" hung"
 ATTEMPTS = 2  # a block that killed its worker this often is failed, not tried again (design, section 2)
 
 
@@ -24,7 +26,8 @@ class Receipt:
       tile, period, revision: what it is a part of.
       row_px, col_px, height_px, width_px: the block's window in its tile.
       status: `DONE` or `FAILED`.
-      reason, scene, band: why it failed and on which file, "" where that does not apply.
+      cause, reason, scene, band: why it failed (`failures.CAUSES`, and in words) and on which file; "" where that does
+        not apply.
       plan: block size, micro-batch and provider that the block was made with; a mismatch redoes an unfinished block.
       device: kind of device: provider and instruction set or card.
       counts: pixels, embedded, no_optical, no_radar, outside, drift (those embedded of a suspected block), dates and
@@ -46,6 +49,7 @@ class Receipt:
     height_px: int
     width_px: int
     status: str
+    cause: str = ""
     reason: str = ""
     scene: str = ""
     band: str = ""
@@ -103,7 +107,7 @@ def _at_work(store: Store, marker: str) -> bool:
     Two runs over one output may make the same block at once: that is waste, not death.
     """
     try:
-        host, _, pid = store.get(marker).decode().rpartition(" ")
+        host, _, pid = store.get(marker).removesuffix(HUNG_MARK).decode().rpartition(" ")
     except FileNotFoundError:  # it has ended meanwhile
         return True
     return host == socket.gethostname() and pid.isdigit() and int(pid) != os.getpid() and alive(int(pid))
@@ -147,6 +151,18 @@ class Desk:
             store.delete(self.receipt_name(block, FAILED))
         for n in range(1, ATTEMPTS + 1):
             store.delete(f"{self.folder}/{block}.attempt{n}")
+
+    def hung(self, store: Store, block: str, attempt: int) -> None:
+        """Notes in an attempt's marker that its process is ended by the watchdog."""
+        store.replace(f"{self.folder}/{block}.attempt{attempt}", whoami() + HUNG_MARK)
+
+    def ended_by(self, store: Store, block: str) -> str:
+        """Why the attempts of a block came to nothing: `failures.HUNG` where the watchdog ended the last one."""
+        try:
+            marker = store.get(f"{self.folder}/{block}.attempt{ATTEMPTS}")
+        except FileNotFoundError:
+            return KILLED
+        return HUNG if marker.endswith(HUNG_MARK) else KILLED
 
     def withdraw(self, store: Store, block: str, attempt: int) -> None:
         """Takes an attempt back: the worker was asked to stop, the block did not stop it."""

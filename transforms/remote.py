@@ -1,20 +1,22 @@
-"""Remote files: windows of COGs in as few requests as can be, with headers kept and changes of a file noticed."""
+"""Remote files: windows of COGs and JP2s in few requests, with headers kept and changes of a file noticed."""
 
 import collections
 import concurrent.futures
 import dataclasses
 import os
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
 
-from transforms import tiff
+from transforms import jp2, jp2_decode, tiff
 from transforms.catalogs.hrefs import unsigned
 from transforms.fetching import Fetch, FetchError, Piece, Version
+from transforms.jp2_parts import SOT_BYTES
 from transforms.scenes import Asset
-from transforms.tiff import Damaged, Header, MoreNeeded, NotACog, Window
+from transforms.tiff import Damaged, MoreNeeded, NotACog, Window
 from transforms.tiff_decode import decode
 
 HEAD_BYTES = 32 << 10  # the first guess: 121 tiles of a Sentinel-2 band make 2 KB, 2,400 of a Sentinel-1 scene 29 KB
@@ -27,6 +29,9 @@ CACHE_BYTES = 64 << 20  # headers of 10,000 Sentinel-2 bands: ten years of a til
 FILE_BYTES_A_PIXEL = {"SCL": 0.05, "VV": 1.5, "VH": 1.5}
 BAND_BYTES_A_PIXEL = 1.2
 FULL_SHARE = 0.75  # of a file's bytes: overviews of 1/4, 1/16, ... add a third
+
+GTIFF = "GTiff"  # GDAL's names of the formats that are read; the other one is `jp2_decode.DRIVER`
+Header = tiff.Header | jp2_decode.Header
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +56,7 @@ class HeaderCache:
         self._coming: dict[str, concurrent.futures.Future[Known]] = {}
         self._bytes = 0
 
-    def get(self, url: str, fetch: Fetch) -> Known:
+    def get(self, url: str, fetch: Fetch, drivers: Collection[str] = (GTIFF,)) -> Known:
         """The header of the file at `url`, fetched where it is not known. Errors are not kept.
 
         Raises:
@@ -72,7 +77,7 @@ class HeaderCache:
             except concurrent.futures.CancelledError:  # the thread that fetched it was stopped
                 continue
         try:
-            known = fetch_header(url, fetch)
+            known = fetch_header(url, fetch, drivers)
         except Exception as e:
             self._arrived(key, None)
             mine.set_exception(e)
@@ -118,24 +123,41 @@ HEADERS = HeaderCache()  # the process's: all its threads read the same files bl
 os.register_at_fork(after_in_child=HEADERS.forked)
 
 
-def fetch_header(url: str, fetch: Fetch) -> Known:
-    """The header of a remote file, in one request as a rule.
+def fetch_header(url: str, fetch: Fetch, drivers: Collection[str] = (GTIFF,)) -> Known:
+    """The header of a remote file, in one request as a rule. Its first bytes tell the format, never its name.
+
+    Args:
+      drivers: GDAL's names of the formats that the file may have.
 
     Raises:
-      NotACog: as `tiff.parse_header`; also a header that never ends.
+      NotACog, Damaged: as `tiff.parse_header` or `jp2_decode.parse_header`; also a header that never ends.
       FetchError: as the fetcher; kind "changed" where the file changed between two requests.
     """
     piece = _fetched(fetch, url, 0, HEAD_BYTES, None)
     version, data = piece.version, piece.data
     for left in range(GROWTHS, -1, -1):
         try:
-            return Known(tiff.parse_header(data, version.total_bytes), version)
+            return Known(_parsed(data, version.total_bytes, drivers), version)
         except MoreNeeded as more:
             if not left:
                 break
             stop = -(-more.stop // HEAD_BYTES) * HEAD_BYTES
         data += _fetched(fetch, url, len(data), stop, version).data
     raise NotACog(f"its header is in more than {GROWTHS + 1} pieces")
+
+
+def _parsed(start: bytes, total_bytes: int, drivers: Collection[str]) -> Header:
+    if jp2_decode.DRIVER in drivers and jp2.is_jp2(start):
+        return jp2_decode.parse_header(start, total_bytes)
+    if GTIFF not in drivers:
+        raise NotACog(f"it is no file of {' or '.join(drivers)}")
+    return tiff.parse_header(start, total_bytes)
+
+
+def _check_driver(header: Header, drivers: Collection[str]) -> None:
+    """A header out of the cache may have been fetched for a source that allows more."""
+    if isinstance(header, jp2_decode.Header) and jp2_decode.DRIVER not in drivers:
+        raise NotACog("it is a JPEG 2000 file, not a GeoTIFF")
 
 
 def _fetched(fetch: Fetch, url: str, start: int, stop: int, version: Version | None) -> Piece:
@@ -155,16 +177,19 @@ def read_window(
     fetch: Fetch,
     accept: Callable[[Header], None] = lambda header: None,
     headers: HeaderCache = HEADERS,
+    drivers: Collection[str] = (GTIFF,),
 ) -> tuple[npt.NDArray[np.generic] | None, Header]:
     """A window of a remote file, and the file's header.
 
-    The header is one request where it is not known, then each row of internal tiles one. Where the file changes between
-    two requests, or what came cannot be decoded, header and tiles are read once more from the start, then refused: the
-    pixels are all of one version.
+    The header is one request where it is not known, then each row of internal tiles one; a JP2 that does not list its
+    tiles takes one more for each of them up to the last that is wanted, once while its header is known. Where the file
+    changes between two requests, or what came cannot be decoded, header and tiles are read once more from the start,
+    then refused: the pixels are all of one version.
 
     Args:
       window: within the raster, or None to read and check the header alone.
       accept: raises where the header is not what was expected; called before any pixel is read.
+      drivers: as `fetch_header`.
 
     Returns:
       (height, width) of the header's dtype, None without a window; the header.
@@ -177,7 +202,8 @@ def read_window(
     for again in (True, False):
         known = None
         try:
-            known = headers.get(url, fetch)
+            known = headers.get(url, fetch, drivers)
+            _check_driver(known.header, drivers)
             accept(known.header)
             return (None if window is None else _pixels(url, window, fetch, known)), known.header
         except Exception as e:
@@ -202,6 +228,10 @@ def _lasting(error: Exception) -> bool:
 
 def _pixels(url: str, window: Window, fetch: Fetch, known: Known) -> npt.NDArray[np.generic]:
     header = known.header
+    if isinstance(header, jp2_decode.Header):
+        return jp2_decode.read(
+            header, window, lambda start, stop: _fetched(fetch, url, start, stop, known.version).data
+        )
     tiles: dict[tuple[int, int], memoryview] = {}
     for part in tiff.plan(header, window):
         data = memoryview(_fetched(fetch, url, part.start, part.stop, known.version).data)
@@ -238,6 +268,8 @@ def plan_reads(header: Header, window: Window, known: bool = True, gap_bytes: in
     Raises:
       ValueError: as `tiff.tiles_of`.
     """
+    if isinstance(header, jp2_decode.Header):
+        return _head(known) + Reads(*jp2.plan_reads(header.image, window, gap_bytes))
     ranges = tiff.plan(header, window, gap_bytes)
     rows, cols = tiff.tiles_of(header, window)
     tall = [_share(window.row_px, window.height_px, i, header.tile_height_px, header.height_px) for i in rows]
@@ -250,7 +282,9 @@ def plan_reads(header: Header, window: Window, known: bool = True, gap_bytes: in
 def assumed_reads(asset: Asset, window: Window, tile_px: int = 1024, known: bool = False) -> Reads:
     """As `plan_reads`, from what the item says: internal tiles of one size, each row of them one request.
 
-    Bytes are spread evenly over the raster; where the item has no size, by FILE_BYTES_A_PIXEL.
+    Bytes are spread evenly over the raster; where the item has no size, by FILE_BYTES_A_PIXEL. A file that is named
+    .jp2 is taken for one without a list of its tiles, as ESA wrote them before baseline 05.12: where its header is not
+    known, each tile up to the last wanted one is a request more.
 
     Raises:
       ValueError: an empty window, or one that leaves the raster.
@@ -260,10 +294,17 @@ def assumed_reads(asset: Asset, window: Window, tile_px: int = 1024, known: bool
         raise ValueError(f"{window} is not within {asset.height_px} x {asset.width_px} px")
     area = asset.height_px * asset.width_px
     file_bytes = asset.size_bytes or FILE_BYTES_A_PIXEL.get(asset.band, BAND_BYTES_A_PIXEL) * area
-    per_pixel = file_bytes * FULL_SHARE / area
+    is_jp2 = urllib.parse.urlsplit(asset.href).path.lower().endswith(".jp2")  # a guess here, never when it is read
+    per_pixel = file_bytes * (1 if is_jp2 and asset.size_bytes else FULL_SHARE) / area  # JP2s hold no second copies
     tall, wide = _covered(row, height, tile_px, asset.height_px), _covered(col, width, tile_px, asset.width_px)
-    rows = (row + height - 1) // tile_px - row // tile_px + 1
-    return _head(known) + Reads(rows, round(tall * wide * per_pixel), round(height * width * per_pixel))
+    last_row, last_col = (row + height - 1) // tile_px, (col + width - 1) // tile_px
+    rows = last_row - row // tile_px + 1
+    hops = last_row * -(-asset.width_px // tile_px) + last_col if is_jp2 and not known else 0
+    return (
+        _head(known)
+        + Reads(hops, hops * SOT_BYTES, 0)
+        + Reads(rows, round(tall * wide * per_pixel), round(height * width * per_pixel))
+    )
 
 
 def _head(known: bool) -> Reads:

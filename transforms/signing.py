@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol
 
-from transforms import hosts
+from transforms import hosts, sigv4
 from transforms.fetching import FetchError
 
 # The names of Planetary Computer's own SDK, so that its users have them set already (planetary_computer/settings.py).
@@ -23,7 +23,7 @@ ENDPOINT = "https://planetarycomputer.microsoft.com/api/sas/v1/token"  # /<accou
 KEY_HEADER = "Ocp-Apim-Subscription-Key"
 EARTHDATA_VARIABLE = "EARTHDATA_TOKEN"
 
-# Public buckets whose files are fetched over https; s3:// hrefs of recorded items name these two.
+# Public buckets whose files are fetched over https; s3:// hrefs of recorded items name these two, and `sigv4.BUCKET`.
 BUCKETS = {
     "sentinel-cogs": "sentinel-cogs.s3.us-west-2.amazonaws.com",
     "e84-earth-search-sentinel-data": "e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com",
@@ -66,19 +66,21 @@ class Ask(Protocol):
 
 
 def plain_url(href: str) -> str:
-    """An href as a URL to fetch: `s3://` of a public bucket over https, any http(s) URL as it is.
+    """An href as a URL to fetch: `s3://` of a known bucket over https, any http(s) URL as it is.
 
     Raises:
-      FetchError: of kind "refused": a bucket that is not public, or any other scheme.
+      FetchError: of kind "refused": another bucket, or any other scheme.
     """
     parts = urllib.parse.urlsplit(href)
     if parts.scheme.lower() != "s3":
         hosts.place_of(href)
         return href
+    if parts.netloc == sigv4.BUCKET:
+        return sigv4.url_of(parts.path)
     host = BUCKETS.get(parts.netloc)
     if host is None:
         known = ", ".join(BUCKETS)
-        raise FetchError("refused", f"s3 bucket {_word(parts.netloc)}: only public ones are read over https ({known})")
+        raise FetchError("refused", f"s3 bucket {_word(parts.netloc)}: those that are read are {known}, {sigv4.BUCKET}")
     return f"https://{host}/{urllib.parse.quote(parts.path.lstrip('/'))}"
 
 
@@ -212,18 +214,30 @@ def _parsed(body: bytes, date: str, what: str) -> tuple[str, float]:
     return token.lstrip("?"), life_s
 
 
+def missing(href: str) -> str | None:
+    """What the environment lacks for a file to be let in to, with the cure; None where it lacks nothing that is known.
+
+    Raises:
+      FetchError: as `plain_url`, or credentials that make no sense.
+    """
+    return sigv4.missing() if str(hosts.place_of(plain_url(href))) in sigv4.places() else None
+
+
 class Signer:
-    """Signs URLs by the host they go to: a SAS token for Planetary Computer, a bearer token for OPERA, else nothing."""
+    """Signs URLs by the host they go to: a SAS token for Planetary Computer, a bearer token for OPERA, a signature of
+    each request for the Copernicus Data Space, else nothing."""
 
     def __init__(
         self,
         tokens: Tokens,
         azure: tuple[str, ...] = hosts.PLANETARY_COMPUTER,
         earthdata: tuple[str, ...] = hosts.OPERA,
+        clock: sigv4.Clock | None = None,
     ) -> None:
         """azure, earthdata: hosts whose files need such a credential, as `Place` writes them: without a port over
-        https alone."""
+        https alone. clock: of signatures."""
         self._tokens, self._azure, self._earthdata = tokens, azure, earthdata
+        self._clock = clock or sigv4.Clock()
 
     def __repr__(self) -> str:
         return "Signer()"
@@ -253,7 +267,19 @@ class Signer:
             if not _BEARER.fullmatch(token):
                 raise FetchError("refused", f"{EARTHDATA_VARIABLE} holds no bearer token")
             return Signed(url, {"Authorization": f"Bearer {token}"}, secret=True)
+        if place in sigv4.places():
+            if "X-Amz-Signature" in urllib.parse.parse_qs(urllib.parse.urlsplit(url).query):
+                return Signed(url, secret=True)  # somebody signed it
+            keys = sigv4.keys()
+            if keys is None:
+                raise FetchError("refused", sigv4.missing() or "no keys")
+            return Signed(url, sigv4.headers(url, keys, self._clock.now()), secret=True)
         return Signed(url)
+
+    def heard(self, url: str, date: str) -> None:
+        """What time a server has that turned down a request for `url`: the next one is signed by its clock."""
+        if str(hosts.place_of(url)) in sigv4.places():
+            self._clock.heard(date)
 
     def cure(self, url: str) -> str:
         """What a person can do where a host lets nobody in; "" where nothing is known."""
@@ -261,6 +287,8 @@ class Signer:
         if place in self._earthdata:
             missing = not os.environ.get(EARTHDATA_VARIABLE, "").strip()
             return f"; {EARTHDATA_VARIABLE} {'must hold' if missing else 'may have ended: it must hold'} a valid token"
+        if place in sigv4.places():
+            return f"; the keys in {sigv4.ID_VARIABLE} may have ended, or this machine's clock is wrong"
         return f"; an account's key in {KEY_VARIABLE} may be needed" if place in self._azure else ""
 
 

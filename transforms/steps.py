@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from transforms.embed import Worker, embed_block, open_worker, plan_tile, publish_if_complete
+from transforms.embed import Worker, embed_block, open_worker, plan_tile, publish_if_complete, stop_name
 from transforms.plans import BlockTask, Plan, desk_of
 from transforms.publish import published_revision
 from transforms.receipts import DONE
@@ -52,7 +52,7 @@ class EmbedBlock(beam.DoFn):
 
     def _needed(self, task: BlockTask) -> bool:
         plan, store = self.plan, self.worker.store
-        if plan.max_failures and len(store.names(f"_runs/{plan.run}/failed")) >= plan.max_failures:
+        if store.stat(stop_name(plan)) is not None:
             Metrics.counter(NAMESPACE, "blocks_not_begun").inc()
             return False
         # Published meanwhile: by a bundle that ran before this one, and twice.

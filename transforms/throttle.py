@@ -1,10 +1,15 @@
 """Throttle: how many requests a host gets at once from this process, found out as it answers, and what it all took."""
 
 import contextlib
+import contextvars
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from transforms import hosts
 
 # Requests in flight at one host from a whole fleet. S3 gives a prefix 5,500 reads a second before it answers 503
 # (AWS, "Best practices design patterns"); at 0.1 s a read that is 550 at once.
@@ -37,18 +42,47 @@ class Counters:
         self._values: dict[str, float] = {}
 
     def add(self, name: str, amount: float = 1) -> None:
+        """Counts here, and in the account of the work that it is done for (`charged`)."""
+        self._add(name, amount)
+        if (account := _account.get()) is not None and account is not self:
+            account._add(name, amount)
+
+    def _add(self, name: str, amount: float) -> None:
         with self._lock:
             self._values[name] = self._values.get(name, 0) + amount
 
     def read(self) -> dict[str, float]:
         """requests, bytes (of bodies), retries_<kind>, failures_<kind>, cuts, tokens, quarantined; throttled_s: waited
-        for a turn at a host, retry_s: waited between tries, each a sum over threads. What never happened is missing."""
+        for a turn at a host, retry_s: waited between tries, fetch_s: from asking for a range to having it, waits and
+        all, each a sum over threads. What never happened is missing."""
         with self._lock:
             return dict(self._values)
 
     def clear(self) -> None:
         """Starts from nothing; with a lock of its own, since a fork may have copied a held one."""
         self._lock, self._values = threading.Lock(), {}
+
+
+# Whose work a thread does now. A process's threads work for several blocks at once, so that a difference of the
+# process's counters would be everyone's; a token or a header that others wait for is on the account of who fetched it.
+_account: contextvars.ContextVar[Counters | None] = contextvars.ContextVar("account", default=None)
+
+
+@contextlib.contextmanager
+def charged(account: Counters) -> Iterator[None]:
+    """What is fetched inside is counted in `account` too, by this thread and by a `CarryingPool`'s on its behalf."""
+    before = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(before)
+
+
+class CarryingPool(ThreadPoolExecutor):
+    """Threads that work on the account of whoever gave them the work."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
 
 COUNTERS = Counters()  # the process's
@@ -86,9 +120,10 @@ class Turn:
 
 @dataclasses.dataclass
 class _Gate:
-    """One host: how many may be in flight, how many are, and what is known of it."""
+    """One host: how many may be in flight, how many are, and what is known of it. most: that `limit` may grow to."""
 
     limit: float
+    most: int
     flying: int = 0
     epoch: int = 0
     not_before: float = 0.0
@@ -110,21 +145,26 @@ class Throttle:
         counters: Counters = COUNTERS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        caps: Mapping[str, int] = hosts.AT_ONCE,
+        workers: int = 1,
     ) -> None:
-        """most, least: requests in flight at one host. clock, sleep: seconds, replaced together."""
+        """most, least: requests in flight at one host. clock, sleep: seconds, replaced together. caps: what a host lets
+        all of `workers` processes have together; each has one, however many they are."""
         if not 1 <= least <= most:
             raise ValueError(f"between {least} and {most} at once: at least 1, and no more than the most, was expected")
-        self.most, self.least = most, least
+        self.most, self.least, self._caps, self._workers = most, least, caps, workers
         self._counters, self._clock, self._sleep = counters, clock, sleep
         self._changed = threading.Condition()
         self._gates: dict[str, _Gate] = {}
 
-    def keep_to(self, most: int) -> None:
+    def keep_to(self, most: int, workers: int | None = None) -> None:
         """Another upper bound from now on: this process's share where the number of workers is stated."""
         with self._changed:
             self.most = max(self.least, most)
-            for gate in self._gates.values():
-                gate.limit = min(gate.limit, float(self.most))
+            self._workers = self._workers if workers is None else workers
+            for host, gate in self._gates.items():
+                gate.most = self._most_of(host)
+                gate.limit = min(gate.limit, float(gate.most))
             self._changed.notify_all()
 
     @contextlib.contextmanager
@@ -145,8 +185,13 @@ class Throttle:
 
     def _gate(self, host: str) -> _Gate:
         if host not in self._gates:
-            self._gates[host] = _Gate(float(max(self.least, min(FIRST, self.most))))
+            most = self._most_of(host)
+            self._gates[host] = _Gate(float(max(self.least, min(FIRST, most))), most)
         return self._gates[host]
+
+    def _most_of(self, host: str) -> int:
+        cap = self._caps.get(host)
+        return self.most if cap is None else max(self.least, min(self.most, cap // self._workers))
 
     def _wait(self, host: str) -> Turn:
         started = self._clock()
@@ -181,7 +226,7 @@ class Throttle:
                 gate.slow = 0
                 self._counters.add("cuts")
         elif not turn.failed and turn.full:  # a limit that is not used need not grow
-            gate.limit = min(float(self.most), gate.limit + 1 / gate.limit)
+            gate.limit = min(float(gate.most), gate.limit + 1 / gate.limit)
 
     def _is_slow(self, gate: _Gate, turn: Turn) -> bool:
         """Whether the host brings much less than it did of late, all requests in flight together.

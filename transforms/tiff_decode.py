@@ -13,6 +13,7 @@ from rasterio.io import MemoryFile
 
 from transforms import tiff
 from transforms.cog import predicted
+from transforms.heaps import lasting
 from transforms.tiff import Damaged, Header, Window
 
 Bytes = bytes | memoryview
@@ -44,7 +45,7 @@ def decode(header: Header, window: Window, tiles: Mapping[tuple[int, int], Bytes
     rows, cols = tiff.tiles_of(header, window)
     file = _small_file(header, rows, cols, tiles)
     th, tw = header.tile_height_px, header.tile_width_px
-    out = np.empty((window.height_px, window.width_px), header.dtype)
+    out = lasting((window.height_px, window.width_px), header.dtype)
     try:
         with (
             rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import datetime as dt
+import email.utils
 import logging
 import math
 import re
@@ -9,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,8 +51,10 @@ class Fault(Exception):
     """A request without the answer that was wanted.
 
     kind: as in FetchError. reason: without host, path and query. status: of HTTP, where there was one. headers: too.
-    final: another try would bring nothing else.
+    final: another try would bring nothing else. met: whether there was a connection at all.
     """
+
+    met = True
 
     def __init__(
         self,
@@ -87,7 +92,7 @@ class _Guard:
         now = time.monotonic()
         self.end = now + whole_s
         self.deadline = min(self.end, now + patience.first_s)
-        self.over = False
+        self.over = self.met = False
         self._killer: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -96,7 +101,7 @@ class _Guard:
 
     def attach(self, killer: socket.socket) -> None:
         with self._lock:
-            self._killer = killer
+            self._killer, self.met = killer, True
             if self.over:
                 _shut(killer)
 
@@ -238,11 +243,13 @@ class Wire:
         check: CheckAddress,
         expect: Expect,
         whole_s: float | None = None,
+        body: bytes | None = None,
     ) -> Answer:
-        """One GET; redirects are answers like others.
+        """One GET, or a POST of `body`; redirects are answers like others.
 
         Args:
           target: path and query.
+          headers: with "Accept-Encoding" where an encoded body may come; it is given as it came.
           check: looks at each address of the host before a connection is made; raises FetchError.
           whole_s: less time than its patience.
 
@@ -258,8 +265,9 @@ class Wire:
         with self._watch.over(guard):
             try:
                 response = pool.urlopen(
-                    "GET",
+                    "GET" if body is None else "POST",
                     target,
+                    body=body,
                     headers={"Accept-Encoding": "identity", **headers},
                     retries=False,
                     redirect=False,
@@ -274,14 +282,15 @@ class Wire:
                 except Fault:
                     _drain(response)
                     raise
-                body = self._body(response, length, exact)
-                return Answer(response.status, said, body)
+                return Answer(response.status, said, self._body(response, length, exact))
             except Exception as e:
                 if guard.over:  # whatever came of it: a head that was cut short parses as a shorter head
-                    raise Fault("timeout", "the answer took too long") from None
-                if isinstance(e, (Fault, FetchError)):
-                    raise
-                raise _fault(e) from None
+                    fault: Exception = Fault("timeout", "the answer took too long")
+                else:
+                    fault = e if isinstance(e, (Fault, FetchError)) else _fault(e, guard.met)
+                if isinstance(fault, Fault):
+                    fault.met = guard.met
+                raise fault from None
             finally:
                 if response is not None and not _is_done(response):
                     response.close()
@@ -308,6 +317,36 @@ class Wire:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def target_of(url: str) -> str:
+    """Path and query of a URL."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+
+
+def retry_after(said: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, None where it does not say; a date counts from the server's own clock."""
+    text = said.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, (_moment(text) - server_time(said)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def server_time(said: Mapping[str, str]) -> dt.datetime:
+    """When an answer was given by the server's own clock, by ours where it does not tell."""
+    try:
+        return _moment(said["Date"])
+    except (KeyError, ValueError, TypeError):
+        return dt.datetime.now(dt.UTC)
+
+
+def _moment(text: str) -> dt.datetime:
+    found = email.utils.parsedate_to_datetime(text)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
 def _is_done(response: urllib3.BaseHTTPResponse) -> bool:
     """Whether all was read, so that the connection is in the pool again."""
     return bool(response.connection is None)
@@ -322,7 +361,7 @@ def _drain(response: urllib3.BaseHTTPResponse) -> None:
                 pass
 
 
-def _fault(error: Exception) -> Fault:
+def _fault(error: Exception, met: bool) -> Fault:
     """What urllib3, ssl or a socket raised, in the words of FetchError: their own hold URLs."""
     causes = [error, error.__cause__, error.__context__, *error.args]
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes):
@@ -335,7 +374,7 @@ def _fault(error: Exception) -> Fault:
     if any(isinstance(e, urllib3.exceptions.IncompleteRead) for e in causes):
         return Fault("short", "the answer ended early")
     if isinstance(error, (urllib3.exceptions.HTTPError, OSError)):
-        return Fault("reset", "the connection broke")
+        return Fault("reset", "the connection broke" if met else "no connection could be made")
     return Fault("reset", f"the answer was not HTTP ({type(error).__name__})")
 
 

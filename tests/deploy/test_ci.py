@@ -88,6 +88,7 @@ def test_what_is_no_model_file_ends_with_2(tmp_path):
     assert gate(tmp_path).returncode == 2
 
 
+@pytest.mark.slow
 def test_as_a_hook_it_looks_at_what_is_staged(tmp_path, edited):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]

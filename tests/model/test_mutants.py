@@ -3,9 +3,7 @@
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -17,8 +15,9 @@ from mutants import MUTANTS, metadata
 from mutants import files as files_of_others
 from mutants.bases import BASES, RETRAINED, TRAINED, Context, mutate, resigned
 from mutants.remade import REMADE
+from remembered import remembered
 
-from model import parity, reference
+from model import parity
 from model.checkpoints import Checkpoint, Record, save_v2
 from model.errors import BadInput
 from model.export import export
@@ -30,6 +29,7 @@ from model.weights import ATTENTION
 
 BUILD = Path(__file__).parents[2] / "build"
 FAMILIES = ("v1.0-early", "v1.0-qat", "v1.1-mpc", "v1.1-aws", "v2", "v2 with QK-norm")
+LONG_SIZES = ((64, 40, 40), (2, 256, 8))  # of `parity.SIZES`
 LOOKS = ((7, 24, 16), (5, 8, 40), (1, 1, 1))  # sizes over which files that are said to behave alike must
 
 # Checks that no mutant in the list need fail, and why.
@@ -79,36 +79,17 @@ def files(shared, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def every_check_and_a_quick_reference(shared):
-    """Two things are other than in the gate that people run.
+    """Three things are other than in the gate that people run.
 
-    Its checks of numbers are made even where a foreign operator is found first: each must be good on its own. And the
-    NumPy encoder, a slow and pure function that most mutants ask the same, is asked once.
+    Its checks of numbers are made even where a foreign operator is found first: each must be good on its own. The
+    NumPy encoder, a slow and pure function that most mutants ask the same, is asked once. And the two sizes that take
+    most of the time are left out: what a mutant changes is seen in the others, or the test fails.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.gate.NEEDED_TO_RUN", tuple(c for c in NEEDED_TO_RUN if c != "operators"))
-        for name in ("encode", "encode_native"):
-            patch.setattr(reference, name, remembering(getattr(reference, name), shared))
-        yield
-
-
-def remembering(function, folder):
-    """The same function of the NumPy encoder, its results kept as files for all workers."""
-
-    def asked(weights, sizes, profile, inputs):
-        digest = hashlib.sha256(f"{function.__name__} {sizes} {profile}".encode())
-        for name, array in [*sorted(weights.items()), *sorted(inputs.items())]:
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-        path = folder / f"{digest.hexdigest()}.npz"
-        if not path.exists():
-            result = function(weights, sizes, profile, inputs)
-            arrays = {"native": result} if isinstance(result, np.ndarray) else vars(result)
-            partial = path.with_name(f"{os.getpid()}-{path.name}")
-            np.savez(partial, **arrays)
-            partial.replace(path)
-        with np.load(path) as kept:
-            return kept["native"] if "native" in kept else parity.Outputs(**kept)
-
-    return asked
+        patch.setattr(parity, "SIZES", tuple(s for s in parity.SIZES if s not in LONG_SIZES))
+        with remembered(shared):
+            yield
 
 
 def write_model(path, base, tensors, sizes):

@@ -9,7 +9,7 @@ import pytest
 from model.errors import BadInput
 from pipeline import words
 from pipeline.clean import age_from_text, clean
-from transforms.storage import LocalStore
+from transforms.disk_store import LocalStore
 
 MODEL = "m"
 NOW = 2_000_000_000.0

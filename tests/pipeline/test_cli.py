@@ -154,7 +154,7 @@ def test_dpixels_of_the_island_are_the_published_layout(call, world, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared golden checkpoints are not beside the project")
-@pytest.mark.parametrize("name", ["v2", "v2-qknorm"])
+@pytest.mark.parametrize("name", ["v2", pytest.param("v2-qknorm", marks=pytest.mark.slow)])
 def test_a_published_checkpoint_gives_the_reference_s_codes(call, tmp_path, name):
     code, _, _ = call("model", "import", SHARED / f"golden/{name}.pt", "--family", "v2", "--out", tmp_path / "m.onnx")
     assert code == 0

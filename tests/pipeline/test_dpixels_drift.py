@@ -48,7 +48,7 @@ def clean(world, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module", params=["one scene", "every scene"])
+@pytest.fixture(scope="module", params=["one scene", pytest.param("every scene", marks=pytest.mark.slow)])
 def drifting(request, world, tmp_path_factory):
     """An output made with the offset of one scene, or of all of them, left in; and those scenes."""
     scenes = [s for s in read_tile(world.inv, TILE) if s.kept and s.offset_dn]

@@ -19,6 +19,11 @@ FAMILIES = {"v1.1-mpc": "v1.1-mpc", "v1.1-aws": "v1.1-aws", "v2": "v2", "v2-qkno
 PLAIN = Shape()
 
 
+def slow_but(*usual):
+    """Every published checkpoint; those that are not usual as slow tests."""
+    return [pytest.param(name, marks=[] if name in usual else [pytest.mark.slow]) for name in FAMILIES]
+
+
 def embedded(tmp_path, name, shape=PLAIN):
     """Codes and scales of the golden tile `name`, ours and the reference's, at pixels with a valid optical date."""
     model, tile = tmp_path / "m.onnx", GOLDEN / f"tile_{name}"
@@ -36,9 +41,19 @@ def embedded(tmp_path, name, shape=PLAIN):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("target", ["any", "cpu"])
-def test_a_tile_has_the_codes_of_the_reference(tmp_path, name, target):
-    codes, scales, wanted, wanted_scales = embedded(tmp_path, name, Shape(target=target))
+def test_a_tile_has_the_codes_of_the_reference(tmp_path, name):
+    # Traps T19 (pixels without an observation) and T29. At most one code off, in 0.02 % of them: the reference sums in
+    # another order, and a value on the border between two codes may fall on either side. Scales are not rounded: 1e-5
+    # relative is float32 over some 100 sums.
+    held_to_the_reference(*embedded(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", slow_but("v1.1-mpc"))
+def test_a_file_for_the_cpu_alone_gives_the_codes_of_the_reference_too(tmp_path, name):
+    held_to_the_reference(*embedded(tmp_path, name, Shape(target="cpu")))
+
+
+def held_to_the_reference(codes, scales, wanted, wanted_scales):
     step = np.abs(codes - wanted)
     assert len(codes) > 100
     assert (step == 0).mean() >= 0.9998
@@ -46,7 +61,7 @@ def test_a_tile_has_the_codes_of_the_reference(tmp_path, name, target):
     np.testing.assert_allclose(scales, wanted_scales, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but("v1.1-aws", "v2"))
 def test_in_half_precision_19_of_20_codes_stay_and_none_is_off_by_more_than_1(tmp_path, name):
     codes, scales, wanted, wanted_scales = embedded(tmp_path, name, Shape(precision="fp16"))
     step = np.abs(codes - wanted)
@@ -55,7 +70,7 @@ def test_in_half_precision_19_of_20_codes_stay_and_none_is_off_by_more_than_1(tm
     np.testing.assert_allclose(scales, wanted_scales, rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but("v1.1-mpc", "v2"))
 def test_int8_weights_keep_the_direction_of_every_embedding(tmp_path, name):
     codes, scales, wanted, wanted_scales = embedded(tmp_path, name, Shape(precision="int8"))
     ours, theirs = codes * scales[:, None], wanted * wanted_scales[:, None]
@@ -106,7 +121,12 @@ def test_a_checkpoint_under_another_family_is_refused_with_both_named(tmp_path, 
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("v1.0-early", "v1.0-early"), ("v1.0-qat", "v1.0-qat"), ("v1.1-mpc", "v1.1-mpc"), ("v2-qknorm", "v2")],
+    [
+        pytest.param("v1.0-early", "v1.0-early", marks=pytest.mark.slow),  # eight layers
+        ("v1.0-qat", "v1.0-qat"),
+        ("v1.1-mpc", "v1.1-mpc"),
+        ("v2-qknorm", "v2"),
+    ],
 )
 def test_an_imported_checkpoint_passes_the_gate_with_the_checkpoint_beside_it(tmp_path, name, family):
     import_model(GOLDEN / f"{name}.pt", family, tmp_path / "m.onnx")

@@ -194,7 +194,14 @@ def test_d_pixels_made_elsewhere_are_embedded_whatever_their_radar_was(world, in
 # ---- the dpixels verb
 
 
-@pytest.mark.parametrize("name", [n for n in names() if (PC_L2A, PC_RTC) in FITTING[n]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("v1.0-qat", "v1.1-mpc+nearest") else [pytest.mark.slow])
+        for n in names()
+        if (PC_L2A, PC_RTC) in FITTING[n]
+    ],
+)
 def test_the_dpixels_verb_knows_every_family_and_variant(world, inventories, tmp_path, name):
     row, col, height, width = world.earth.island(TILE)
     window = f"{row + 3},{col + 5},{height // 2},{width // 3}"

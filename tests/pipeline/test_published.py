@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from transforms.regions import region_from_bbox
 from transforms.storage import open_store
 
 TILE = "33TUL"
+HOST = "a-host-that-only-receipts-name"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,9 @@ def options(world):
 @pytest.fixture(scope="module")
 def out(world, options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "out"
-    embed(world.inv, world.model, str(folder), options, "embed", lambda _: None, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: HOST)
+        embed(world.inv, world.model, str(folder), options, "embed", lambda _: None, False)
     return folder
 
 
@@ -99,11 +103,11 @@ def test_item_and_collection_follow_every_schema_they_declare(out, item):
 
 def test_no_clock_and_no_host_stands_in_a_published_file(out):
     """`created` is the inventory's freeze time; the tests of two runs hold the bytes."""
-    import socket
-
-    for path in (out / "2024").rglob("*"):
-        if path.is_file():
-            assert socket.gethostname().encode() not in path.read_bytes() or len(socket.gethostname()) < 6, path
+    assert any(HOST in p.read_text() for p in (out / "_runs").rglob("*.json")), "receipts do name it"
+    published = [p for p in (out / "2024").rglob("*") if p.is_file()]
+    assert len(published) > len(RASTERS)
+    for path in [*published, out / "collection.json", out / "items.parquet"]:
+        assert HOST.encode() not in path.read_bytes(), path
     created = {json.loads(p.read_text())["properties"]["created"] for p in (out / "2024").rglob("*.json")}
     assert created == {"2026-01-01T00:00:00Z"}
 
@@ -114,6 +118,22 @@ def worker(world, options, tmp_path):
     return open_worker(plan)
 
 
+@pytest.fixture(scope="module")
+def made(world, options, tmp_path_factory):
+    """A plan whose blocks are all done and whose tile is not published: a worker died in between."""
+    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path_factory.mktemp("made") / "out"), options)
+    worker = open_worker(plan)
+    assert {embed_block(worker, t).status for t in plan_tile(plan, TILE)} == {DONE}
+    return plan
+
+
+@pytest.fixture
+def finished(made, tmp_path):
+    """A worker over a copy of what `made` left."""
+    shutil.copytree(made.out, tmp_path / "out")
+    return open_worker(dataclasses.replace(made, out=str(tmp_path / "out")))
+
+
 def same_tile(worker, out: Path) -> bool:
     def of(folder):
         return {k: v for k, v in contents(Path(folder)).items() if k.startswith("2024/")}
@@ -121,16 +141,16 @@ def same_tile(worker, out: Path) -> bool:
     return of(worker.plan.out) == of(out)
 
 
-def test_two_publishers_at_once_do_no_harm(worker, out):
-    tasks = plan_tile(worker.plan, TILE)
+def test_two_publishers_at_once_do_no_harm(finished, out):
+    tasks = plan_tile(finished.plan, TILE)
     for task in tasks:
-        assert embed_block(worker, task).status == DONE
+        assert embed_block(finished, task).status == DONE
     ready, results, errors = threading.Barrier(2), [], []
 
     def publish():
         ready.wait()
         try:
-            results.append(publish_if_complete(worker, tasks[-1]))
+            results.append(publish_if_complete(finished, tasks[-1]))
         except Exception as e:  # whatever it is, the test shows it
             errors.append(e)
 
@@ -141,34 +161,30 @@ def test_two_publishers_at_once_do_no_harm(worker, out):
         t.join()
     assert not errors
     assert any(results)
-    assert same_tile(worker, out)
+    assert same_tile(finished, out)
 
 
-def test_the_sweep_publishes_what_a_dead_worker_left(world, options, tmp_path, out, monkeypatch):
+def test_the_sweep_publishes_what_a_dead_worker_left(world, options, finished, out, monkeypatch):
     """All blocks are done and their worker died before publishing: the next run only publishes."""
-    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path / "out"), options)
-    worker = open_worker(plan)
-    for task in plan_tile(plan, TILE):
-        embed_block(worker, task)
     calls = []
     monkeypatch.setattr(steps, "embed_window", lambda *a: calls.append(a))
-    embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", lambda _: None, False)
+    embed(world.inv, world.model, finished.plan.out, options, "embed", lambda _: None, False)
     assert not calls, "no block is made again"
-    assert same_tile(worker, out)
+    assert same_tile(finished, out)
 
 
-def test_a_block_whose_fragment_is_gone_or_short_is_made_again(worker, out):
-    tasks = plan_tile(worker.plan, TILE)
-    receipts = [embed_block(worker, t) for t in tasks]
+def test_a_block_whose_fragment_is_gone_or_short_is_made_again(finished, out):
+    tasks = plan_tile(finished.plan, TILE)
+    receipts = [embed_block(finished, t) for t in tasks]
     full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
-    folder = Path(worker.plan.out) / desk_of(worker.plan, full).folder
+    folder = Path(finished.plan.out) / desk_of(finished.plan, full).folder
     fragment = next(folder.glob(f"{full.block.name}.embeddings.*.frag"))
     fragment.write_bytes(fragment.read_bytes()[:-1])
     before = receipts[tasks.index(full)]
-    again = embed_block(worker, full)
+    again = embed_block(finished, full)
     assert again.started != before.started and again.parts == before.parts
-    assert publish_if_complete(worker, full)
-    assert same_tile(worker, out)
+    assert publish_if_complete(finished, full)
+    assert same_tile(finished, out)
 
 
 def test_a_done_block_is_not_made_again(worker, monkeypatch):
@@ -185,15 +201,15 @@ def test_a_block_of_another_kind_of_device_is_made_again(worker, monkeypatch):
     assert embed_block(worker, task).device == "cpu of another kind"
 
 
-def test_a_bundle_that_runs_twice_finds_the_tile_published(worker):
-    tasks = plan_tile(worker.plan, TILE)
+def test_a_bundle_that_runs_twice_finds_the_tile_published(finished):
+    tasks = plan_tile(finished.plan, TILE)
     for task in tasks:
-        embed_block(worker, task)
-    assert publish_if_complete(worker, tasks[0])
-    store = open_store(worker.plan.out)
-    assert published_revision(store, TILE, "2024", worker.plan.model_name) == tasks[0].revision
-    assert plan_tile(worker.plan, TILE) == ()
-    assert plan_tile(dataclasses.replace(worker.plan, force=True), TILE) == tasks
+        embed_block(finished, task)
+    assert publish_if_complete(finished, tasks[0])
+    store = open_store(finished.plan.out)
+    assert published_revision(store, TILE, "2024", finished.plan.model_name) == tasks[0].revision
+    assert plan_tile(finished.plan, TILE) == ()
+    assert plan_tile(dataclasses.replace(finished.plan, force=True), TILE) == tasks
 
 
 def test_another_decision_about_a_scene_is_another_revision(world, options, out, tmp_path):
@@ -211,7 +227,7 @@ def test_another_decision_about_a_scene_is_another_revision(world, options, out,
     assert (copy / "2024" / TILE / old["assets"]["embeddings"]["href"]).is_file(), "a reader of the old item goes on"
 
 
-def test_another_run_s_region_is_never_replaced_by_ours(world, options, tmp_path):
+def test_another_run_s_region_is_never_replaced_by_ours_and_the_next_run_adds_ours(world, options, item, tmp_path):
     """Planned before the other run published: publishing ours alone would take its pixels away."""
     west, south, east, north = world.earth.bbox
     middle = (west + east) / 2
@@ -229,25 +245,24 @@ def test_another_run_s_region_is_never_replaced_by_ours(world, options, tmp_path
     assert published_revision(open_store(where), TILE, "2024", plan.model_name) == theirs
     summary = embed(world.inv, world.model, where, first, "embed", lambda _: None, False)
     assert summary["totals"]["tiles_published"] == 1
-    item = json.loads(next((tmp_path / "out/2024" / TILE).glob("*.json")).read_text())
-    whole = embed(world.inv, world.model, str(tmp_path / "both"), options, "embed", lambda _: None, False)
-    assert item["properties"]["tessera:counts"]["embedded"] == whole["totals"]["pixels"]
+    both = json.loads(next((tmp_path / "out/2024" / TILE).glob("*.json")).read_text())
+    assert both["properties"]["tessera:counts"] == item["properties"]["tessera:counts"]
 
 
-def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again(worker, out):
-    tasks = plan_tile(worker.plan, TILE)
-    receipts = [embed_block(worker, t) for t in tasks]
+def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again(finished, out):
+    tasks = plan_tile(finished.plan, TILE)
+    receipts = [embed_block(finished, t) for t in tasks]
     full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
-    folder = Path(worker.plan.out) / desk_of(worker.plan, full).folder
+    folder = Path(finished.plan.out) / desk_of(finished.plan, full).folder
     fragment = next(folder.glob(f"{full.block.name}.scales.*.frag"))
     data = bytearray(fragment.read_bytes())
     data[len(data) // 2] ^= 1
     fragment.write_bytes(bytes(data))
-    assert not publish_if_complete(worker, full)
-    assert not published_revision(open_store(worker.plan.out), TILE, "2024", worker.plan.model_name)
-    embed_block(worker, full)
-    assert publish_if_complete(worker, full)
-    assert same_tile(worker, out)
+    assert not publish_if_complete(finished, full)
+    assert not published_revision(open_store(finished.plan.out), TILE, "2024", finished.plan.model_name)
+    embed_block(finished, full)
+    assert publish_if_complete(finished, full)
+    assert same_tile(finished, out)
 
 
 def test_a_folder_with_somebody_else_s_files_is_refused(world, options, tmp_path):

@@ -93,8 +93,10 @@ def test_real_radar_has_the_values_that_the_model_was_trained_on(result, out, fo
     # 10 log10 in place of 20 log10, or amplitude in place of power, would be off by thousands (trap T20).
     pixels = dpixels.load(out / folder, lambda _: None)
     profile = profile_for("v2", 128)
-    for orbit in ("ascending", "descending"):
-        if len(values := getattr(pixels, f"sar_{orbit}")):
+    seen = {orbit: getattr(pixels, f"sar_{orbit}") for orbit in ("ascending", "descending")}
+    assert any(len(values) for values in seen.values())
+    for orbit, values in seen.items():
+        if len(values):
             mean, std = (np.array(getattr(profile, f"s1_{orbit}_{word}")) for word in ("mean", "std"))
             assert (np.abs(np.median(values, (0, 1, 2)) - mean) < std).all()
 

@@ -243,6 +243,32 @@ def test_without_a_failures_file_the_records_tell_which_blocks_are_left_and_what
     assert facts_of(out, 200).failures == []
 
 
+def test_what_fetching_took_is_told_of_each_run_that_asked_servers(out):
+    """Retries by kind, and how much of the time was waiting: is the provider slow, or are we too many?"""
+    network = {
+        "requests": 12_000, "bytes": 345_000_000, "retries_503": 3, "fetch_s": 100.0, "throttled_s": 12.5, "cuts": 2,
+    }  # fmt: skip
+    more = {"requests": 345, "retries_503": 4, "retries_reset": 1, "failures_timeout": 1, "quarantined": 5}
+    records = [
+        block_record("33TWM", 0, 0, network=network),
+        block_record("33TWM", 0, 2048, network={}),
+        block_record("33TWM", 2048, 0, status="failed", network=more),
+    ]
+    write_run(out, "20261122-020000", records, started="2026-11-22T02:00:00Z", version=2)
+    words = page_of(out).words
+    assert words.count("From servers") == 1  # the older runs have no counters, and say nothing
+    assert "Requests 12,345 Moved 345 MB" in words
+    assert "Tried again 8 (503 busy x 7, connection lost)" in words
+    assert "Given up 1 (no answer); 5 more not asked for, since their file had failed" in words
+    assert "Waited for a turn 12.5 % of the time that fetching took (12.5 s of 1 min 40 s, all threads" in words
+    assert "2 times a host was asked for half as much at once" in words
+
+
+def test_a_run_whose_block_records_are_gone_still_tells_what_fetching_took(out):
+    write_run(out, "20261122-020000", [], version=2, network={"requests": 77, "bytes": 5_000})
+    assert "Requests 77 Moved 5 kB Tried again none Given up none" in page_of(out).words
+
+
 def test_an_untrained_model_is_said_in_plain_sight_and_a_trained_one_is_not(out):
     assert f"Untrained model {MODEL} has random weights" in page_of(out).words
     collection = json.loads((out / "collection.json").read_text())
@@ -290,8 +316,8 @@ def test_what_is_no_output_folder_is_refused_by_name(tmp_path, what):
 
 def test_records_that_are_broken_or_newer_are_refused_by_name(out):
     run = out / "_runs/20261121-020000/run.json"
-    run.write_text(json.dumps({"version": 2}))
-    with pytest.raises(BadInput, match=r"run\.json: version 2.*newer"):
+    run.write_text(json.dumps({"version": 3}))
+    with pytest.raises(BadInput, match=r"run\.json: version 3.*newer"):
         report(out)
     run.write_text("{")
     with pytest.raises(BadInput, match=r"run\.json: not JSON"):

@@ -256,6 +256,8 @@ def test_tables_that_do_not_fit_the_layout_are_refused():
         header(EMBEDDINGS, np.zeros(3), np.zeros(54))
     with pytest.raises(BadInput, match=r"offset 16: the header takes the first [0-9]{4} bytes"):
         header(EMBEDDINGS, np.full(54, 16), np.ones(54))
+    with pytest.raises(BadInput, match="a tile of 4294967296 bytes: the file's table holds uint32"):
+        header(EMBEDDINGS, np.full(54, 2**40), np.full(54, 2**32))
     with pytest.raises(BadInput, match=r"int16.*int8"):
         encode_window(np.zeros((4, 4, 16), np.int16), EMBEDDINGS)
     with pytest.raises(BadInput, match="layout wants"):

@@ -1,67 +1,25 @@
 import dataclasses
-import functools
-import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import rasterio
+from golden_scenes import AWS_CATALOGUES, GOLDEN, MPC_CATALOGUES, golden_of, part, thinned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.transform import Affine
+from opera_scenes import AWS, COLS, ROWS, TILE, burst, radar_of, whole
 
 from model.families import profile_for
-from model.profile import OPERA_RTC, PC_RTC
-from pipeline import inventory as inventory_verb
-from tests.transforms.test_dpixels import GOLDEN, LAYOUT, part, thinned
-from transforms import inventory
-from transforms.dpixels import DPixels, build, read_stack, scale_s1
-from transforms.grid import tile_of
-from transforms.periods import period_of
+from transforms.dpixels import build, read_stack, scale_s1
 from transforms.read import centres_in
-from transforms.scenes import ASCENDING, S1, Asset, Scene
 
-TILE = tile_of("33TWL")
-AWS, MPC = profile_for("v1.1-aws", 192), profile_for("v1.1-mpc", 192)
+MPC = profile_for("v1.1-mpc", 192)
 OFF_BY_ONE = 1e-3  # of the radar values: float32 logarithms of processors differ (golden/scenes_aws, README, step 3)
 
-# Profile and catalogues of each golden folder, as the command line takes them.
-PROVIDERS = {
-    "scenes_aws": (AWS, [("items", "earth-search"), ("catalogue.json", "opera")]),
-    "scenes_mpc": (MPC, [("catalogue.json", "planetary-computer")]),
-}
+PROVIDERS = {"scenes_aws": (AWS, AWS_CATALOGUES), "scenes_mpc": (MPC, MPC_CATALOGUES)}  # by golden folder
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with ThreadPoolExecutor(4) as executor:
-        yield executor
-
-
-@functools.cache
-def golden_of(folder, out):
-    """Scenes, roots, ROI (rows, cols) and the reference's d-pixels of a golden folder."""
-    _, catalogs = PROVIDERS[folder]
-    roi = json.loads((GOLDEN / folder / "roi.json").read_text())
-    path = out / f"{folder}.parquet"
-    listed = [(str(GOLDEN / folder / name), provider) for name, provider in catalogs]
-    inventory_verb.build(listed, period_of("/".join(roi["period"])), ["33TWL"], path)
-    row, col = int(TILE.top_m - roi["transform"][5]) // 10, int(roi["transform"][2] - TILE.left_m) // 10
-    wanted = DPixels(**{name: np.load(GOLDEN / folder / f"{name}.npy") for name in LAYOUT})
-    scenes, roots = inventory.read_tile(path, "33TWL"), inventory.read_header(path).roots
-    return scenes, roots, range(row, row + roi["height"]), range(col, col + roi["width"]), wanted
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("golden")
-
-
-def made_around(folder, out, pool, rows, cols):
-    scenes, roots, *_ = golden_of(folder, out)
-    profile = PROVIDERS[folder][0]
-    stack = read_stack(scenes, roots, profile, TILE, rows, cols, pool)
+def made_around(golden, profile, pool, rows, cols):
+    stack = read_stack(golden.scenes, golden.roots, profile, TILE, rows, cols, pool)
     return build(stack, profile, rows)
 
 
@@ -77,10 +35,11 @@ def differing(got, wanted):
 
 @needs_golden
 @pytest.mark.parametrize("folder", PROVIDERS)
-def test_the_golden_d_pixels_of_each_provider_are_reproduced(folder, out, pool):
+def test_the_golden_d_pixels_of_each_provider_are_reproduced(folder, golden_out, pool):
     # Traps T2, T22, T24 (an orbit that only the file's tag tells), T41 (OPERA in the order of its list).
-    *_, rows, cols, wanted = golden_of(folder, out)
-    count, most, of = differing(made_around(folder, out, pool, rows, cols), wanted)
+    profile, catalogues = PROVIDERS[folder]
+    golden = golden_of(folder, catalogues, golden_out)
+    count, most, of = differing(made_around(golden, profile, pool, golden.rows, golden.cols), golden.wanted)
     if folder == "scenes_mpc":
         assert count == 0
     else:
@@ -89,17 +48,25 @@ def test_the_golden_d_pixels_of_each_provider_are_reproduced(folder, out, pool):
 
 
 @needs_golden
-@pytest.mark.parametrize("side", [256, 1024, 77, 333])
-@pytest.mark.parametrize("folder", PROVIDERS)
-def test_golden_pixels_are_the_same_out_of_any_window(folder, side, out, pool):
-    *_, rows, cols, wanted = golden_of(folder, out)
+@pytest.mark.parametrize(
+    ("folder", "side"),
+    [
+        pytest.param(folder, side, marks=[pytest.mark.slow] if (folder, side) == ("scenes_mpc", 1024) else [])
+        for folder in PROVIDERS
+        for side in (256, 1024, 77, 333)
+    ],
+)
+def test_golden_pixels_are_the_same_out_of_any_window(folder, side, golden_out, pool):
+    profile, catalogues = PROVIDERS[folder]
+    golden = golden_of(folder, catalogues, golden_out)
+    rows, cols, wanted = golden.rows, golden.cols, golden.wanted
     pieces = []
     for first_row in range(rows.start // side * side, rows.stop, side):
         for first_col in range(cols.start // side * side, cols.stop, side):
             window = range(first_row, first_row + side), range(first_col, first_col + side)
             at = [slice(max(w.start, r.start) - w.start, min(w.stop, r.stop) - w.start)
                   for w, r in zip(window, (rows, cols), strict=True)]  # fmt: skip
-            pixels = thinned(part(made_around(folder, out, pool, *window), *at))
+            pixels = thinned(part(made_around(golden, profile, pool, *window), *at))
             there = [slice(max(w.start, r.start) - r.start, min(w.stop, r.stop) - r.start)
                      for w, r in zip(window, (rows, cols), strict=True)]  # fmt: skip
             pieces.append(differing(pixels, thinned(part(wanted, *there))))
@@ -110,36 +77,6 @@ def test_golden_pixels_are_the_same_out_of_any_window(folder, side, out, pool):
 
 
 # ---- bursts of our own
-
-BASE = 3000
-ROWS, COLS = range(BASE, BASE + 30), range(BASE, BASE + 24)
-ROOTS = {OPERA_RTC: "", PC_RTC: ""}
-
-
-def burst(folder, name, order, data, when="2024-05-01T05:00:00.000000Z", epsg=TILE.epsg, corner=None):
-    """A burst whose VV and VH are `data` and twice it; `corner` in metres, the test window's own when left out."""
-    left, top = corner or (TILE.left_m + (BASE - 30) * 10, TILE.top_m - (BASE - 30) * 10)
-    left, top = left // 30 * 30, top // 30 * 30
-    transform = Affine(30, 0, left, 0, -30, top)
-    assets = []
-    for band, values in (("VV", data), ("VH", 2 * data)):
-        with rasterio.open(
-            folder / f"{name}_{band}.tif", "w", driver="GTiff", height=data.shape[0], width=data.shape[1], count=1,
-            dtype="float32", nodata=np.nan, crs=f"EPSG:{epsg}", transform=transform,
-        ) as file:  # fmt: skip
-            file.write(values, 1)
-        assets.append(Asset(band, f"{name}_{band}.tif", epsg, tuple(transform)[:6], *data.shape))
-    return Scene("33TWL", S1, OPERA_RTC, name, when, order, ASCENDING, 22, "sentinel-1a", "", None, "", "", 0, "", True,
-                 "", tuple(assets))  # fmt: skip
-
-
-def radar_of(folder, scenes, pool, profile=AWS, rows=ROWS, cols=COLS):
-    stack = read_stack(scenes, dict.fromkeys(ROOTS, str(folder)), profile, TILE, rows, cols, pool)
-    return build(stack, profile, rows).sar_ascending
-
-
-def whole(value):
-    return np.full((60, 60), value, np.float32)
 
 
 def test_the_first_burst_of_the_list_wins_where_it_sees_whatever_its_time(tmp_path, pool):

@@ -142,6 +142,24 @@ def test_too_few_dates_or_places_say_nothing():
     assert not high_scenes(values, clear | True, S2_BANDS).any()
 
 
+@pytest.mark.parametrize(("moved", "high"), [(400, False), (1000, True), (2500, False)])
+def test_a_scene_as_far_off_as_snow_or_hardly_off_is_not_one_with_an_offset(moved, high):
+    values, clear = year_of("forest", 3)
+    clear[:] = True
+    values[7] = np.median(values, axis=0) + moved
+    assert high_scenes(values, clear, S2_BANDS)[7] == high
+
+
+def test_a_pixel_with_a_band_of_0_is_not_counted():
+    (one,) = layers_of(n=1)
+    scl = dataclasses.replace(one.scl, data=np.full_like(one.scl.data, 4))
+    red = one.bands[0].data.copy()
+    red[:128] = 0
+    holed = dataclasses.replace(one, scl=scl, bands=(dataclasses.replace(one.bands[0], data=red), *one.bands[1:]))
+    whole = dataclasses.replace(one, scl=scl)
+    assert guarded([whole]).observations == 2 * guarded([holed]).observations == SIDE**2
+
+
 # ---- real scenes
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from transforms import hosts, http, signing
+from transforms import hosts, http, signing, wire
 from transforms.fetching import FetchError, Version
 from transforms.hosts import Hosts, place_of
 from transforms.http import Fetcher, Retries, wanted
@@ -83,7 +83,7 @@ def test_one_connection_serves_many_requests(server, fetch):
     for start in range(0, 50_000, 1000):
         fetch(f"{server.url}/a.tif", start, start + 1000, VERSION)
     assert server.connections == 1
-    assert fetch.counters.read() == {"requests": 50, "bytes": 50_000}
+    assert {k: v for k, v in fetch.counters.read().items() if k != "fetch_s"} == {"requests": 50, "bytes": 50_000}
     assert server.seen[0].headers["range"] == "bytes=0-999"
     assert server.seen[0].headers["accept-encoding"] == "identity"
 
@@ -309,9 +309,9 @@ def test_retry_after_is_obeyed_by_every_thread_and_bounded(server, skipped):
 def test_retry_after_as_a_date_counts_from_the_servers_own_clock(server, skipped):
     fetch = fetcher_of(skipped)
     said = {"Retry-After": "Mon, 01 Jan 2001 00:00:20 GMT", "Date": "Mon, 01 Jan 2001 00:00:10 GMT"}
-    assert http._retry_after(said) == 10
-    assert http._retry_after({"Retry-After": "soon"}) is None
-    assert http._retry_after({}) is None
+    assert wire.retry_after(said) == 10
+    assert wire.retry_after({"Retry-After": "soon"}) is None
+    assert wire.retry_after({}) is None
     assert fetch.retries.obeyed_s >= 10
 
 

@@ -11,8 +11,8 @@ import rasterio
 import rasterio.windows
 
 from transforms import objects
+from transforms.disk_store import LocalStore
 from transforms.objects import COPIES, ObjectFile, local_file, open_raster
-from transforms.storage import LocalStore
 
 
 class FarStore:

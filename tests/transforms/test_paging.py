@@ -17,10 +17,11 @@ from transforms.catalogs import api as api_module
 from transforms.catalogs import paging
 from transforms.catalogs.api import ApiCatalog
 from transforms.catalogs.crew import Crew
-from transforms.catalogs.exchange import SEARCHES, NoAnswer, Patience, Server, _retry_after
+from transforms.catalogs.exchange import SEARCHES, NoAnswer, Patience, Server
 from transforms.catalogs.paging import Inexact, Search, Slice, same_server
 from transforms.catalogs.registry import BY_NAME
 from transforms.periods import period_of
+from transforms.wire import retry_after
 
 FAST = Patience(tries=4, first_s=0, answer_s=30)
 COLLECTION = "sentinel-2-c1-l2a"
@@ -302,9 +303,9 @@ def test_waits_grow_to_a_limit_and_never_undercut_what_the_server_asked_for(trie
 
 @pytest.mark.parametrize(("said", "seconds"), [("7", 7), ("", None), ("soon", None), ("-1", None)])
 def test_retry_after_is_a_number_of_seconds_or_a_date(said, seconds):
-    assert _retry_after({"Retry-After": said}) == seconds
-    assert _retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert _retry_after({"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}) > 1e6
+    assert retry_after({"Retry-After": said}) == seconds
+    assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}) > 1e6
 
 
 # --- fields

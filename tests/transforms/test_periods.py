@@ -54,6 +54,12 @@ def test_a_calendar_year_warns_of_nothing_and_a_rolling_one_of_its_days():
     assert "2023-07-01 to 2024-06-30 crosses New Year" in said
 
 
+def test_fourteen_days_short_of_twelve_months_is_a_slip_and_fifteen_are_meant():
+    with pytest.raises(BadInput, match=r"end on 2024-12-31, not on 2024-12-17; .* 15 days before"):
+        period_of("2024-01-01/2024-12-17")
+    assert period_of("2024-01-01/2024-12-16").days == 351
+
+
 def test_the_first_half_of_a_year_is_not_called_by_the_year():
     assert period_of("2024-01-01/2024-06-30").name == "2024-01-01_2024-06-30"
 

@@ -45,7 +45,9 @@ def tiles_of(item):
 def test_every_real_item_becomes_the_scene_that_it_describes(name, n):
     item = real_items(name)[n]
     said, table = item["properties"], source_of(item)
-    for tile in tiles_of(item):
+    shown = tiles_of(item)
+    assert shown
+    for tile in shown:
         got = scene(item, tile)
         assert (got.tile, got.id, got.source) == (tile.name, item["id"], table.name)
         assert got.datetime[:23].rstrip("Z") == said["datetime"][:23].rstrip("Z")
@@ -107,6 +109,19 @@ def test_a_folder_s_geojson_files_hold_items_as_well_as_its_json_files(tmp_path)
     (tmp_path / "collections.geojson").write_bytes((REAL / "planetary-computer-site2-35MNM.geojson").read_bytes())
     found = {f.item["id"] for f in open_catalog(str(tmp_path), None).items(grid.tile_of("35MNM"), period_of("2020"))}
     assert found == {i["id"] for i in real_items("planetary-computer-site2-35MNM.geojson")}
+
+
+def test_an_item_file_that_is_written_anew_is_read_anew(tmp_path):
+    found = []
+    for baseline in ("02.12", "05.10"):
+        item = optical(PC_L2A, TILE.name, "s", **{"s2:processing_baseline": baseline})
+        (tmp_path / "s.json").write_text(json.dumps(item))
+        year = period_of(item["properties"]["datetime"][:4])
+        found += [
+            f.item["properties"]["s2:processing_baseline"]
+            for f in open_catalog(str(tmp_path), "planetary-computer").items(TILE, year)
+        ]
+    assert found == ["02.12", "05.10"]
 
 
 # --- others of their kind
@@ -331,17 +346,23 @@ def test_the_harmful_items_of_a_folder_are_dropped_and_the_others_stay(tmp_path)
     assert {s.id: s.dropped_reason.partition(":")[0] for s in scenes} == {"good": "", "without": "no band SCL"}
 
 
-@pytest.mark.parametrize("links", ["self", None, 3, [None], [{"rel": "item"}], [{"rel": "child", "href": 5}]])
-def test_links_of_a_static_catalogue_that_make_no_sense_end_the_search_and_never_hang(tmp_path, links):
-    if links == "self":
-        links = [{"rel": r, "href": "./catalog.json"} for r in ("child", "item", "self", "next")]
-    (tmp_path / "catalog.json").write_text(json.dumps({"type": "Catalog", "id": "c", "links": links}))
-    try:
-        catalog = open_catalog(str(tmp_path))
-    except BadInput as e:
-        assert "missing" in str(e) or "leads out" in str(e)
-    else:
-        assert list(catalog.items(TILE, period_of("2024"))) == []
+def linking(folder, links):
+    (folder / "catalog.json").write_text(json.dumps({"type": "Catalog", "id": "c", "links": links}))
+    return str(folder)
+
+
+ROUND_AND_ROUND = [{"rel": r, "href": "./catalog.json"} for r in ("child", "item", "self", "next")]
+
+
+@pytest.mark.parametrize("links", [ROUND_AND_ROUND, None, 3, [None]], ids=["itself", "none", "number", "nothing"])
+def test_links_of_a_static_catalogue_that_lead_nowhere_end_the_search_and_never_hang(tmp_path, links):
+    assert list(open_catalog(linking(tmp_path, links)).items(TILE, period_of("2024"))) == []
+
+
+@pytest.mark.parametrize("link", [{"rel": "item"}, {"rel": "child", "href": 5}])
+def test_links_of_a_static_catalogue_without_an_address_are_refused(tmp_path, link):
+    with pytest.raises(BadInput, match=r"catalog\.json links to (None|5), which is missing"):
+        open_catalog(linking(tmp_path, [link]))
 
 
 def test_json_that_is_nested_without_end_is_refused_by_name(tmp_path):

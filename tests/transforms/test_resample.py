@@ -65,6 +65,21 @@ def test_ten_metres_are_the_slow_rule_for_every_window_hole_and_edge(
         np.testing.assert_array_equal(out[..., k], np.where(slow >= offset, slow - offset, slow))
 
 
+@pytest.mark.parametrize("mixes", [False, True])
+def test_bands_of_one_grid_may_differ_in_their_nodata_value_and_in_what_was_read_of_them(mixes):
+    rng = np.random.default_rng(2)
+    plain = patch_of(rng, 20, (0, 0), (24, 26), None, 0)
+    seven = dataclasses.replace(plain, data=np.where(rng.random((24, 26)) < 0.2, 7, plain.data), nodata=7)
+    later = dataclasses.replace(patch_of(rng, 20, (0, 0), (24, 26), None, 0), row_px=2, col_px=1)
+    rows, cols = range(BASE + 8, BASE + 29), range(BASE + 7, BASE + 30)
+    for patches in ([plain, seven], [seven, plain], [plain, later], [later, plain]):
+        out = np.zeros((len(rows), len(cols), 2), np.uint16)
+        write_10_m(out, patches, TILE, rows, cols, mixes)
+        for k, patch in enumerate(patches):
+            slow = bilinear(patch, TILE, rows, cols) if mixes else nearest(patch, TILE, rows, cols, fill=0)
+            np.testing.assert_array_equal(out[..., k], slow)
+
+
 def test_half_is_rounded_up_and_the_greatest_dn_does_not_overflow():
     data = np.full((4, 4), 65535, np.uint16)
     data[1, 1] = 65527  # 9 * 65527 + 7 * 65535 = 16 * 65530.5
@@ -216,7 +231,7 @@ def test_any_window_of_a_burst_is_part_of_a_larger_one(tmp_path_factory, epsg, w
     folder = tmp_path_factory.mktemp("part")
     data, left, top = neighbour(TILE, epsg, seed, side=24, holes=0.2)
     scene, asset = burst(folder, data, epsg, left, top)
-    rows, cols = range(BASE - 50, BASE + 50), range(BASE - 50, BASE + 50)
+    rows, cols = range(BASE - 20, BASE + 50), range(BASE - 20, BASE + 50)  # within the burst, and beyond its edges
 
     def made(rows, cols):
         centres = centres_in(TILE, epsg, rows, cols)

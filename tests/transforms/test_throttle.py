@@ -1,11 +1,23 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from faulty_server import Skipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.throttle import BEST_HALF_S, FIRST, SIZED_BYTES, SLOW_RUN, Counters, Quarantine, Throttle, share
+from transforms.throttle import (
+    BEST_HALF_S,
+    FIRST,
+    SIZED_BYTES,
+    SLOW_RUN,
+    CarryingPool,
+    Counters,
+    Quarantine,
+    Throttle,
+    charged,
+    share,
+)  # fmt: skip
 
 
 class Hand:
@@ -212,3 +224,39 @@ def test_quarantine_forgets_when_its_time_is_over_and_never_holds_more_than_its_
     assert [kept.find(name) is None for name in "abc"] == [True, False, False]
     kept.put("d", "status", "gone", 404, 0)
     assert kept.find("d") is None
+
+
+# ---- on whose account
+
+
+def test_work_is_charged_to_whoever_gave_it_though_threads_are_shared():
+    process, accounts = Counters(), [Counters(), Counters()]
+    met = threading.Barrier(4)
+
+    def fetch(amount):
+        met.wait()  # all four at once, in the threads of one pool
+        process.add("bytes", amount)
+
+    def block(pool, account, amount):
+        with charged(account):
+            tasks = [pool.submit(fetch, amount) for _ in range(2)]
+            list(pool.map(process.add, ["requests"] * 3))
+            for task in tasks:
+                task.result()
+        process.add("bytes", 1000)  # after its account was closed
+
+    with CarryingPool(8) as pool, ThreadPoolExecutor(2) as blocks:
+        for done in [blocks.submit(block, pool, a, n) for a, n in zip(accounts, (10, 7), strict=True)]:
+            done.result()
+    assert [a.read() for a in accounts] == [{"bytes": 20, "requests": 3}, {"bytes": 14, "requests": 3}]
+    assert process.read() == {"bytes": 2034, "requests": 6}
+
+
+def test_nothing_is_counted_twice_in_an_account_that_is_the_counters_own():
+    counters, inner = Counters(), Counters()
+    with charged(counters):
+        counters.add("cuts")
+        with charged(inner):
+            counters.add("cuts")
+        counters.add("cuts")
+    assert counters.read() == {"cuts": 3} and inner.read() == {"cuts": 1}

@@ -6,31 +6,17 @@ encoders and files (tests/model); T34 is of threads that time out by signals, wh
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from opera_scenes import AWS, burst, radar_of
+from small_scenes import BASE, COLS, PROFILE, ROWS, SIDE_PX, TEN_M, TILE, made, optical, power, radar, scl_of
 
 from model.errors import BadInput
 from model.families import profile_for
 from model.profile import ES_L2A, OPERA_RTC, PC_L2A, PC_RTC, S2_BANDS
 from pipeline.dpixels import window_of
 from tests import stac_items
-from tests.transforms.test_dpixels import (
-    BASE,
-    COLS,
-    PROFILE,
-    ROWS,
-    SIDE_PX,
-    TEN_M,
-    TILE,
-    made,
-    optical,
-    power,
-    radar,
-    scl_of,
-)
-from tests.transforms.test_dpixels_opera import AWS, burst, radar_of
 from transforms.catalogs.selection import select
 from transforms.dpixels import DPixels, load, save, scale_s1, unsearched
 from transforms.draws import Place
@@ -41,12 +27,6 @@ from transforms.samplers import v1_1_indices, v2_indices
 from transforms.scenes import ASCENDING, DESCENDING
 
 DAY = "2024-05-01"
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with ThreadPoolExecutor(4) as executor:
-        yield executor
 
 
 def dn_of(**bands):

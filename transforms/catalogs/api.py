@@ -1,14 +1,16 @@
 """STAC APIs: searched once, tile by tile and month by month, as plain dictionaries."""
 
 import collections
+import dataclasses
 import datetime as dt
+import itertools
 import threading
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from model.errors import BadInput
-from transforms import grid
+from transforms import grid, regions
 from transforms.catalogs.crew import Crew
 from transforms.catalogs.exchange import SEARCHES, NoAnswer, Patience, Server
 from transforms.catalogs.hrefs import is_remote
@@ -19,8 +21,11 @@ from transforms.catalogs.source import Item
 from transforms.periods import Period
 
 PATIENCE = Patience()
+FEW_MONTHS = 5  # from here on two counts and a search by the tile's name are less than a search of each month
 # The conformance class of https://github.com/stac-api-extensions/fields, in whatever version.
 _FIELDS = "item-search#fields"
+_QUERY = "item-search#query"  # https://github.com/stac-api-extensions/query
+_MARGIN_DEG = 0.1  # around a box, for tiles whose items reach into it
 
 
 class ApiCatalog:
@@ -41,6 +46,7 @@ class ApiCatalog:
         self._server = Server(PATIENCE)
         self._lock = threading.Lock()
         self._opened: tuple[list[str], Search, Crew] | None = None
+        self._tile_names: dict[str, str] = {}  # collection -> property that the server can search for a tile's name
         self._passed_over: dict[str, dict[str, int]] = {}
 
     def items(self, tile: grid.Tile, period: Period) -> Iterator[Found]:
@@ -54,14 +60,21 @@ class ApiCatalog:
         shape = grid.footprint(tile)
         boxes = [part.bounds for part in getattr(shape, "geoms", [shape])]
         months = [tuple(dt.date.fromisoformat(t[:10]) for t in month) for month in months_of(period)]
-        parts = [Slice(c, box, first, until) for c in names for box in boxes for first, until in months]
+        wholes = [Slice(c, box, months[0][0], months[-1][1]) for c in names for box in boxes]
         seen: dict[tuple[object, str], list[Item]] = {}
         passed_over: collections.Counter[str] = collections.Counter()
+
+        def chosen(whole: Slice) -> list[Item] | None:
+            return self._chosen(search, whole, tile) if len(months) >= FEW_MONTHS else None
 
         def searched(part: Slice) -> list[Item]:
             return self._search(search, part, tile)
 
-        for items in crew.ahead(searched, parts, len(parts)):
+        at_once = list(crew.ahead(chosen, wholes, len(wholes)))
+        left = [w for w, items in zip(wholes, at_once, strict=True) if items is None]
+        parts = [dataclasses.replace(w, first=first, until=until) for w in left for first, until in months]
+        by_month = crew.ahead(searched, parts, max(1, len(parts)))
+        for items in itertools.chain((items for items in at_once if items is not None), by_month):
             for item in items:
                 same = seen.setdefault((item.get("collection"), item["id"]), [])
                 if item in same:
@@ -122,7 +135,10 @@ class ApiCatalog:
                     names = [n for n in names if n in listed]
                 keys = {n: {k for s in known if n in s.collections for k in s.keys.values()} for n in names}
                 classes = landing.get("conformsTo")
-                trims = any(str(c).endswith(_FIELDS) for c in (classes if isinstance(classes, list) else ()))
+                offered = [str(c) for c in (classes if isinstance(classes, list) else ())]
+                trims = any(c.endswith(_FIELDS) for c in offered)
+                if any(c.endswith(_QUERY) for c in offered):
+                    self._tile_names = {n: s.tile for s in known for n in s.collections[:1] if s.tile}
                 self._opened = names, Search(self._server, url, trims, keys), Crew(SEARCHES, "search")
             return self._opened
 
@@ -139,7 +155,7 @@ class ApiCatalog:
                         "download a static catalogue and give its folder"
                     ) from None
                 if tries is None or not e.heavy:
-                    raise self._failure(e) from None
+                    raise e.refusal(self.text) from None
                 tries = None
 
     def _listed(self, url: str) -> set[str]:
@@ -149,7 +165,7 @@ class ApiCatalog:
             for page in pages_of(self._server, url, _no_collections):
                 ids |= {str(c.get("id")) for c in page["collections"] if isinstance(c, dict)}
         except NoAnswer as e:
-            raise self._failure(e, " for the list of its collections") from None
+            raise e.refusal(self.text, " for the list of its collections") from None
         return ids
 
     def _link(self, landing: Mapping[str, Any], rel: str) -> str:
@@ -167,7 +183,7 @@ class ApiCatalog:
         try:
             return search.items(part)
         except NoAnswer as e:
-            raise self._failure(e, where) from None
+            raise e.refusal(self.text, where) from None
         except Inexact as e:
             raise BadInput(
                 f"catalogue {self.text}: {e}{where}; a part of the scenes would be missing, so try again later, "
@@ -176,10 +192,18 @@ class ApiCatalog:
         except BadInput as e:
             raise BadInput(f"catalogue {self.text}: {e}{where}") from None
 
-    def _failure(self, e: NoAnswer, where: str = "") -> BadInput:
-        tries = f" after {e.tries} tries" if e.tries > 1 else ""
-        cure = "check the URL" if e.status is not None and 300 <= e.status < 500 and e.tries == 1 else "try again later"
-        return BadInput(f"catalogue {self.text}: {e}{tries}{where}; {cure}")
+    def _chosen(self, search: Search, whole: Slice, tile: grid.Tile) -> list[Item] | None:
+        """All items of a tile by its name: a box brings those of its neighbours too. None where the box is safer."""
+        if (name := self._tile_names.get(whole.collection)) is None:
+            return None
+        west, south, east, north = whole.box
+        box = (max(-180.0, west - _MARGIN_DEG), max(-90.0, south - _MARGIN_DEG),
+               min(180.0, east + _MARGIN_DEG), min(90.0, north + _MARGIN_DEG))  # fmt: skip
+        around = set(regions.tiles_of(regions.region_from_bbox(",".join(map(str, box))))) - {tile.name}
+        try:
+            return search.chosen(whole, name, _codes(name, [tile.name]), _codes(name, sorted(around)))
+        except BadInput as e:
+            raise BadInput(f"catalogue {self.text}: {e} (tile {tile.name})") from None
 
     def _against(self, item: Item) -> str | None:
         """Why an item is passed over, None for a good one."""
@@ -198,6 +222,12 @@ class ApiCatalog:
             if link.get("rel") == "self" and is_remote(str(link.get("href"))):
                 return str(link["href"])
         return f"{self.root}/collections/{item.get('collection')}/items/{item['id']}"
+
+
+def _codes(name: str, tiles: Iterable[str]) -> tuple[str, ...]:
+    """How items write the names of tiles: as the grid extension does, or plainly; some leave a first zero out."""
+    prefix = "MGRS-" if name == "grid:code" else ""
+    return tuple(f"{prefix}{word}" for tile in tiles for word in dict.fromkeys((tile, tile.lstrip("0"))))
 
 
 def months_of(period: Period) -> list[tuple[str, str]]:

@@ -6,9 +6,6 @@ from transforms.scenes import S2
 
 PROVIDER = "cdse"
 API_URL = "https://stac.dataspace.copernicus.eu/v1"  # searching needs no key; hrefs are s3://eodata/...
-S3_ENDPOINT = (
-    "eodata.dataspace.copernicus.eu"  # of the bucket eodata, path style; keys stay in the reader's environment
-)
 
 
 def _offset(_item: Item, baseline: str) -> Offset:

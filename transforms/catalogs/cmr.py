@@ -5,12 +5,9 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
-
 from model.errors import BadInput
 from transforms import grid
-from transforms.catalogs import web
+from transforms.catalogs.exchange import NoAnswer, Patience, Server
 from transforms.catalogs.headers import Headers
 from transforms.catalogs.hrefs import is_remote
 from transforms.catalogs.items import Found, datetime_of
@@ -23,11 +20,7 @@ AFTER = "CMR-Search-After"  # header that leads from page to page; its absence i
 HITS = "CMR-Hits"
 # Granules are sorted by provider and start anyhow (CMR search documentation); the name settles bursts of one instant.
 SORT = ("start_date", "granule_ur")
-TIMEOUT_S = 90.0  # CMR allows itself 180 s; a smaller page comes sooner than that
-
-
-class _Busy(Exception):
-    """A page that failed in a way which a smaller one may not."""
+PATIENCE = Patience(answer_s=90.0)  # CMR allows itself 180 s; a smaller page comes sooner than that
 
 
 class CmrCatalog:
@@ -41,7 +34,7 @@ class CmrCatalog:
         self.text, self.root = text, url.rstrip("/")
         self.ignored: dict[str, int] = {}
         self._headers = Headers(self.root)
-        self._pool = web.pool(TIMEOUT_S)
+        self._server = Server(PATIENCE)
 
     def items(self, tile: grid.Tile, period: Period) -> Iterator[Found]:
         """Yields every burst of the tile's bbox in the period once, by start, then by name.
@@ -77,14 +70,15 @@ class CmrCatalog:
         """Everything in the box, with pages halved as long as they fail."""
         page = PAGE_GRANULES
         while True:
+            least = page // 2 < LEAST_PAGE
             try:
-                return self._search(box, period, page)
-            except _Busy as e:
-                if page // 2 < LEAST_PAGE:
-                    raise BadInput(f"catalogue {self.text}: {e}, with pages of {page}; try again later") from None
+                return self._search(box, period, page, None if least else self._server.patience.size_tries)
+            except NoAnswer as e:
+                if least or not e.heavy:
+                    raise e.refusal(self.text, f", with pages of {page}" if e.heavy else "") from None
                 page //= 2
 
-    def _search(self, box: tuple[float, ...], period: Period, page: int) -> list[Mapping[str, Any]]:
+    def _search(self, box: tuple[float, ...], period: Period, page: int, tries: int | None) -> list[Mapping[str, Any]]:
         query = {
             "collection_concept_id": CONCEPT,
             "bounding_box": ",".join(f"{v:.6f}" for v in box),
@@ -96,12 +90,11 @@ class CmrCatalog:
         granules: dict[str, Mapping[str, Any]] = {}
         after: str | None = None
         while True:
-            answer = self._answer(url, after)
-            record = _json(answer.data)
+            record, said = self._server.exchange(url, tries=tries, sent={AFTER: after} if after else None)
             before = len(granules)
             granules |= {json.dumps(g.get("meta") or g, sort_keys=True): g for g in granules_in(record)}
-            after = answer.headers.get(AFTER)
-            hits = answer.headers.get(HITS) or str(record.get("hits") if isinstance(record, dict) else "")
+            after = said.get(AFTER)
+            hits = said.get(HITS) or str(record.get("hits") if isinstance(record, dict) else "")
             if after is None or not hits.isdigit() or len(granules) >= int(hits):
                 break
             if len(granules) == before:
@@ -109,23 +102,8 @@ class CmrCatalog:
         if not hits.isdigit():
             raise BadInput(f"catalogue {self.text}: this is not CMR's search for granules; check the URL")
         if len(granules) != int(hits):  # CMR cuts answers that take it too long, with a warning in a header
-            raise _Busy(f"it counts {hits} granules and gave {len(granules)}")
+            raise NoAnswer(f"it counts {hits} granules and gave {len(granules)}", 200, 1, heavy=True)
         return list(granules.values())
-
-    def _answer(self, url: str, after: str | None) -> urllib3.BaseHTTPResponse:
-        try:
-            answer = self._pool.request("GET", url, headers={AFTER: after} if after else {}, redirect=False)
-        except MaxRetryError as e:
-            if isinstance(e.reason, NewConnectionError | ConnectTimeoutError):  # no page is small enough for that
-                raise BadInput(f"catalogue {self.text}: no answer; check the network and the URL") from None
-            raise _Busy(f"no answer ({type(e.reason).__name__})") from None
-        except HTTPError as e:
-            raise _Busy(f"no answer ({type(e).__name__})") from None
-        if answer.status in (413, 429, 500, 502, 503, 504):
-            raise _Busy(f"HTTP status {answer.status}")
-        if answer.status != 200:
-            raise BadInput(f"catalogue {self.text}: HTTP status {answer.status}; check the URL")
-        return answer
 
 
 def cmr_catalog(text: str, provider: str | None) -> CmrCatalog | None:
@@ -144,10 +122,3 @@ def cmr_catalog(text: str, provider: str | None) -> CmrCatalog | None:
             raise BadInput(f"catalogue at {parts.hostname}: give its URL over HTTP, without query and user name")
         return CmrCatalog(text, text)
     return None
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise _Busy("an answer that is not JSON") from None

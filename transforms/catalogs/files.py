@@ -177,9 +177,17 @@ def _listed_files(file: str, record: Mapping[str, list[Any]], root: str) -> Iter
                 yield target
 
 
-@functools.lru_cache(maxsize=4)  # one file may hold many items, and they are asked for one after the other
 def _items_in(path: str) -> tuple[Mapping[str, Any], ...]:
     """The STAC items of a JSON file: an Item, a FeatureCollection, a list, or granules of CMR; none for other JSON."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return _items_at(path, 0, 0)  # says what is wrong
+    return _items_at(path, stat.st_mtime_ns, stat.st_size)  # a file that was written anew is read anew
+
+
+@functools.lru_cache(maxsize=4)  # one file may hold many items, and they are asked for one after the other
+def _items_at(path: str, _changed_ns: int, _size_bytes: int) -> tuple[Mapping[str, Any], ...]:
     record = _json(path)
     granules = [item for granule in opera.granules_in(record) if (item := opera.item_of(granule)) is not None]
     if isinstance(record, dict):

@@ -28,6 +28,7 @@ class Slice:
       first, until: days; from the first instant of one to the first instant of the other, both included, since servers
         differ in how they read fractions of a day's last second, and what comes twice is counted once.
       page: items on a page.
+      only: (property, values), for items with one of them alone (the query extension); None for all.
     """
 
     collection: str
@@ -35,6 +36,7 @@ class Slice:
     first: dt.date
     until: dt.date
     page: int = PAGE_ITEMS
+    only: tuple[str, tuple[str, ...]] | None = None
 
     @property
     def days(self) -> int:
@@ -84,6 +86,7 @@ class Search:
         self.halved = 0
         self._server, self._url, self._keys = server, url, keys
         self._trims = dict.fromkeys(keys, trims)
+        self._unproven: set[str] = set()  # collections of which no property told all items of a tile
         self._honest: set[str] = set()  # collections of which trimmed items were seen to lack nothing that others have
 
     def items(self, part: Slice) -> list[Item]:
@@ -94,6 +97,40 @@ class Search:
           BadInput: pages in circles, or on another server. Stopped: the search is given up.
         """
         return [record for records in self._all(part).values() for record in records]
+
+    def chosen(self, part: Slice, name: str, ours: tuple[str, ...], others: tuple[str, ...]) -> list[Item] | None:
+        """The items of the slice whose property `name` is one of `ours`, None where nothing proves that these are all.
+
+        The proof is a sum: with those whose property is one of `others`, which are all that may lie here, they are as
+        many as the server counts without any wish. Items without the property, or with another spelling of it, and
+        servers that pass over the wish break the sum; so does whatever came between two counts. Nothing is lost then:
+        the box is searched.
+
+        Raises:
+          BadInput, Stopped: as `items`.
+        """
+        if part.collection in self._unproven:
+            return None
+        try:
+            both = self._count(part)
+            rest = self._count(dataclasses.replace(part, only=(name, others))) if both else None
+            if not both or rest is None or both >= WINDOW_ITEMS:
+                self._unproven |= {part.collection} if both is None else set()
+                return None
+            found = self.items(dataclasses.replace(part, only=(name, ours)))
+        except (NoAnswer, Inexact) as e:
+            if not isinstance(e, NoAnswer) or not e.heavy:
+                self._unproven.add(part.collection)  # it does not know the wish
+            return None
+        if len({item["id"] for item in found}) + rest == both:
+            return found
+        self._unproven.add(part.collection)
+        return None
+
+    def _count(self, part: Slice) -> int | None:
+        """How many items the server counts in a slice, None where it does not count. Raises NoAnswer."""
+        body = _body(dataclasses.replace(part, page=1), None)
+        return _matched(self._server.ask(self._url, body, _no_page, self._server.patience.size_tries))
 
     def _all(self, part: Slice) -> _FOUND:
         try:
@@ -196,6 +233,8 @@ def _body(part: Slice, keys: Collection[str] | None) -> dict[str, Any]:
         "datetime": f"{part.first}T00:00:00Z/{part.until}T00:00:00Z",
         "limit": part.page,
     }
+    if part.only is not None:
+        asked["query"] = {part.only[0]: {"in": list(part.only[1])}}
     if keys is not None:
         include = ["id", "type", "collection", "bbox", "geometry", "properties", *(f"assets.{k}" for k in sorted(keys))]
         asked["fields"] = {"include": include, "exclude": ["links"]}

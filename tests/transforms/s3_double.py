@@ -1,0 +1,176 @@
+"""A loopback road to moto's S3 server, on which a test plants faults and sees every request.
+
+What moto 5.2 leaves out and S3 has (API reference of UploadPartCopy and CompleteMultipartUpload), the road adds: the
+ETag that a copied source must have, the one that the object must have at the end of an upload, and NoSuchUpload.
+"""
+
+import http.client
+import socket
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+
+def error(status, code):
+    """An answer as S3 words it, with a name in it that nobody may repeat."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>of SECRETUSER</Message></Error>"
+    return status, [("Content-Type", "application/xml")], body.encode()
+
+
+class Seen:
+    """A request: what it does, as boto3 names it, its path and query, headers in lower case, and body."""
+
+    def __init__(self, method, target, headers, body):
+        parts = urlsplit(target)
+        self.path, self.query = parts.path, parse_qs(parts.query, keep_blank_values=True)
+        self.headers, self.body = headers, body
+        self.does = self._does(method)
+
+    def _does(self, method):
+        q, below = self.query, self.path.strip("/").count("/") > 0
+        if method == "PUT" and "partNumber" in q:
+            return "upload_part_copy" if "x-amz-copy-source" in self.headers else "upload_part"
+        if method == "POST":
+            names = {"uploads": "create_multipart_upload", "uploadId": "complete_multipart_upload"}
+            return next((v for k, v in names.items() if k in q), "delete_objects")
+        if method == "DELETE":
+            return "abort_multipart_upload" if "uploadId" in q else "delete_object"
+        if method == "GET" and not below:
+            return (
+                "list_multipart_uploads" if "uploads" in q else "list_objects_v2" if "list-type" in q else "get_bucket"
+            )
+        if not below:
+            return f"{method.lower()}_bucket"
+        return {"PUT": "put_object", "GET": "get_object", "HEAD": "head_object"}[method]
+
+
+class Road:
+    """Hands requests on to moto.
+
+    Attributes:
+      seen: every request, in order. faults: what happens to the next ones of an operation, first come first served,
+        as functions of (request, handler, forward); None lets one through. rules: the same for all of an operation.
+    """
+
+    def __init__(self, host, port):
+        self.seen, self.faults, self.rules, self._lock = [], {}, {}, threading.Lock()
+        road = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def log_message(self, *_):
+                pass
+
+            def handle_any(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                seen = Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+                with road._lock:
+                    road.seen.append(seen)
+                    queue = road.faults.get(seen.does, [])
+                    fault = queue.pop(0) if queue else road.rules.get(seen.does)
+
+                def ask(method, path, body, left=()):
+                    hop = http.client.HTTPConnection(host, port, timeout=60)
+                    try:
+                        left = {"connection", "expect", *left}
+                        headers = {k: v for k, v in self.headers.items() if k.lower() not in left}
+                        hop.request(method, path, body, headers)
+                        answer = hop.getresponse()
+                        return answer.status, answer.getheaders(), answer.read()
+                    finally:
+                        hop.close()
+
+                def tag(path):
+                    left = {k for k in seen.headers if k not in ("authorization", "host")}
+                    return {k.lower(): v for k, v in ask("HEAD", path, None, left)[1]}.get("etag")
+
+                def forward():
+                    if seen.does == "upload_part_copy" and (wanted := seen.headers.get("x-amz-copy-source-if-match")):
+                        found = tag("/" + seen.headers["x-amz-copy-source"].lstrip("/"))
+                        if found != wanted:
+                            return error(412, "PreconditionFailed") if found else error(404, "NoSuchKey")
+                    last = seen.does == "complete_multipart_upload"
+                    if last and seen.headers.get("if-match") not in (None, tag(seen.path)):
+                        return error(412, "PreconditionFailed")
+                    status, headers, answer = ask(self.command, self.path, body)
+                    if last and status == 500:
+                        return error(404, "NoSuchUpload")
+                    return status, headers, answer
+
+                if fault is None:
+                    self.reply(*forward())
+                else:
+                    fault(seen, self, forward)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
+
+            def reply(self, status, headers, body, length=None):
+                """An answer; `length` in its head where that is not the truth."""
+                self.send_response_only(status)
+                for key, value in headers:
+                    if key.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(key, value)
+                told = dict(headers).get("Content-Length") if self.command == "HEAD" else None
+                self.send_header("Content-Length", str(length or told or len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def did(self, operation):
+        """The requests of one operation so far."""
+        return [s for s in self.seen if s.does == operation]
+
+
+def refused(status, code):
+    """Answered with this error; the store does nothing."""
+
+    def fault(seen, handler, forward):
+        handler.reply(*error(status, code))
+
+    return fault
+
+
+def lost(seen, handler, forward):
+    """Done by the store, and the line is cut before the answer."""
+    forward()
+    cut(seen, handler, forward)
+
+
+def cut(seen, handler, forward):
+    """The line is reset before the store hears of it."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def short(seen, handler, forward):
+    """The answer ends after half of its body."""
+    status, headers, body = forward()
+    handler.reply(status, headers, body[: len(body) // 2], length=len(body))
+    handler.close_connection = True
+
+
+def flipped(seen, handler, forward):
+    """One bit of the body is another."""
+    status, headers, body = forward()
+    handler.reply(status, headers, bytes([body[0] ^ 1]) + body[1:])
+
+
+def hung(seen, handler, forward):
+    """No answer ever: the line stays open until the other end gives up."""
+    handler.connection.recv(1)
+    handler.close_connection = True
