@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,15 @@ from model.modelfile import ModelFile, open_model
 from model.profile import Profile
 from pipeline.engines import at_work, engine_of
 from pipeline.graph import EmbedTiles
-from pipeline.network import rounded
 from pipeline.progress import Progress
 from pipeline.reach import check_reach
-from pipeline.report_facts import RUN_VERSION
+from pipeline.record import record_of
 from pipeline.words import memory as memory_words
 from transforms import dpixels, inventory
 from transforms.disk_store import LocalStore
 from transforms.draws import Place
 from transforms.embed import budget_of, plan_tile
 from transforms.encode import MICRO_BATCH_PX, cores, device_kind, encode_window, provider_for, session_of
-from transforms.failures import cure
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
 from transforms.memory import S1_BYTES, S2_NATIVE_BYTES, Budget
@@ -39,7 +36,6 @@ from transforms.objects import kept_file
 from transforms.periods import period_of
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
-from transforms.receipts import FAILED
 from transforms.regions import Region, clip_of, tiles_of
 from transforms.stac import product_record
 from transforms.storage import Store, open_store
@@ -274,58 +270,8 @@ def embed(
         pipeline = beam.Pipeline(options=engine.options(options.beam_args))
         _ = pipeline | EmbedTiles(plan)
         pipeline.run().wait_until_finish()
-    summary = _record(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
+    summary = record_of(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
     store.sweep()
-    return summary
-
-
-def _record(
-    store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
-) -> dict[str, Any]:
-    """Writes and returns what became of a run."""
-    totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
-    for name in store.names(f"_runs/{plan.run}/blocks"):
-        block = json.loads(store.get(name))
-        network.update(block["network"])
-        totals[f"blocks_{block['status']}"] += 1
-        totals["pixels"] += block["counts"].get("embedded", 0)
-        totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
-        if block["status"] == FAILED:
-            failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
-    # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
-    unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
-    summary = {
-        "format": "tessera-beam/run",
-        "version": RUN_VERSION,
-        "run": plan.run,
-        "started": began.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "seconds": round(seconds, 2),
-        "command": command,
-        "model": plan.model_name,
-        "inventory": plan.inventory,
-        "period": plan.period,
-        "warnings": list(period_of(plan.period).warnings),
-        "runner": "local",
-        "device": device_kind(plan.provider),
-        "out": plan.out,
-        "totals": {
-            "tiles": len(tiles),
-            "blocks": expected,
-            "blocks_done": totals["blocks_done"],
-            "blocks_failed": len(failed),
-            "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
-            "blocks_in_doubt": totals["blocks_in_doubt"],
-            "pixels": totals["pixels"],
-            "tiles_published": len(tiles) - len(unfinished),
-        },
-        "network": rounded(network),
-        "unfinished": unfinished[:20],
-        "failures": [
-            {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]
-        ],
-    }
-    store.replace(f"_runs/{plan.run}/run.json", json.dumps(summary, indent=1, sort_keys=True).encode())
     return summary
 
 

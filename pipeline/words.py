@@ -92,6 +92,8 @@ def embedded(r: dict[str, Any]) -> str:
         )
     if (net := network_of(r["network"])) is not None:
         lines += network(net)
+    if r.get("stopped"):
+        lines.append(f"  no further block was begun: {r['stopped']}")
     for f in r["failures"]:
         lines.append(failure(f))
     if t["blocks_failed"] > len(r["failures"]):

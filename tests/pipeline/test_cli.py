@@ -60,7 +60,7 @@ WINDOW = ["dpixels", "{inv}", "--tile", "32TQR", "--out", "{tmp}/d"]
         (["embed", "{inv}", "--out", "{tmp}/o"], "--model"),
         (["embed", "--model", "{model}", "--out", "{tmp}/o"], "what is to be embedded"),
         (["embed", "{inv}", "--model", "{model}", "--out", "{inv}"], "--out"),
-        (["embed", "{inv}", "--model", "{model}", "--out", "gs://bucket/o"], "gs://"),
+        (["embed", "{inv}", "--model", "{model}", "--out", "ftp://host/o"], "ftp://"),
         (["embed", "{inv}", "--model", "{model}", "--out", "{tmp}/o", "--overlap", "owned"], "full"),
         (["embed", "--dpixels", "{tmp}/none", "--model", "{model}", "--out", "{tmp}/o"], "no such folder"),
         ([*WINDOW, "--profile", "v9", "--window", "0,0,8,8"], "v9"),

@@ -4,12 +4,29 @@ What moto 5.2 leaves out and S3 has (API reference of UploadPartCopy and Complet
 ETag that a copied source must have, the one that the object must have at the end of an upload, and NoSuchUpload.
 """
 
+import contextlib
+import dataclasses
 import http.client
+import importlib.machinery
+import itertools
+import os
 import socket
 import struct
+import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+import google_crc32c
+import pytest
+
+from transforms.s3_calls import client_of
+from transforms.s3_parts import MIB
+from transforms.storage import Source, open_store
+
+KEY, SECRET, TOKEN = "AKIATESTONLY", "very+secret/key", "a-session-token"
+_numbers = itertools.count()
 
 
 def error(status, code):
@@ -135,6 +152,62 @@ class Road:
         return [s for s in self.seen if s.does == operation]
 
 
+@contextlib.contextmanager
+def moto():
+    """A road to moto while it runs, skips where moto is not installed.
+
+    moto takes CRC32 for CRC32C where the package crc32c is not there, and gives the sums that it was sent, or makes
+    its own at the end of an upload: none is ever held against the bytes by it.
+    """
+    server = pytest.importorskip("moto.server", reason="moto is not installed")
+    crc32c = types.ModuleType("crc32c")
+    crc32c.__spec__ = importlib.machinery.ModuleSpec("crc32c", None)
+    crc32c.crc32c = lambda data: google_crc32c.value(bytes(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "crc32c", crc32c)
+        running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        running.start()
+        road = Road(*running.get_host_and_port())
+        try:
+            yield road
+        finally:
+            road.close()
+            running.stop()
+
+
+def dummy_keys(patch, url):
+    """The environment of a machine that may use that server, and no other."""
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL", "HTTP_PROXY", "http_proxy"):
+        patch.delenv(name, raising=False)
+    patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    patch.setenv("AWS_ENDPOINT_URL_S3", url)
+
+
+def bucket(folder, rules=(), **settings):
+    """A store in a new bucket, with these lifecycle rules."""
+    name = f"bucket-{next(_numbers)}"  # moto keeps buckets as long as the process lives
+    store = dataclasses.replace(open_store(f"s3://{name}/{folder}"), deadline_s=30.0)
+    client_of(store.endpoint, store.deadline_s).create_bucket(Bucket=name, **settings)
+    if rules:
+        keep = {"Rules": list(rules)}
+        client_of(store.endpoint, 30.0).put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration=keep)
+    return store
+
+
+def rule(prefix="", **what):
+    """A lifecycle rule for keys that begin with `prefix`."""
+    return {"ID": f"{prefix}{what}", "Status": "Enabled", "Filter": {"Prefix": prefix}, **what}
+
+
+ABORT = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2}}
+
+
 def refused(status, code):
     """Answered with this error; the store does nothing."""
 
@@ -154,7 +227,7 @@ def cut(seen, handler, forward):
     """The line is reset before the store hears of it."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.close_connection = True
-    handler.connection.shutdown(socket.SHUT_RDWR)
+    os.close(handler.connection.detach())
 
 
 def short(seen, handler, forward):
@@ -174,3 +247,56 @@ def hung(seen, handler, forward):
     """No answer ever: the line stays open until the other end gives up."""
     handler.connection.recv(1)
     handler.close_connection = True
+
+
+def uploads(store):
+    """Keys of the unfinished uploads of its bucket."""
+    found = client_of(store.endpoint, store.deadline_s).list_multipart_uploads(Bucket=store.bucket)
+    return [u["Key"] for u in found.get("Uploads", [])]
+
+
+def impatient(store):
+    """The same store, with a second for every call."""
+    return dataclasses.replace(store, deadline_s=1.0)
+
+
+def crc(data):
+    return google_crc32c.Checksum(data).hexdigest().decode()
+
+
+def some(size, seed=1):
+    """Bytes of this size, others for another seed."""
+    return (bytes((seed * k * k + k) % 251 for k in range(4096)) * (size // 4096 + 1))[:size]
+
+
+def put_all(store, sizes):
+    """(sources of these sizes that lie in the store, their bytes one after another)"""
+    sources, whole = [], b""
+    for n, size in enumerate(sizes):
+        data = some(size, n + 2)
+        store.replace(f"work/{n:03d}.bin", data)
+        sources.append(Source(f"work/{n:03d}.bin", size))
+        whole += data
+    return sources, whole
+
+
+def everything(store):
+    """Every verb once, with what it must give."""
+    assert store.put_if_absent("a/1", b"one")
+    assert store.get("a/1") == b"one"
+    assert store.stat("a/1").crc32c == crc(b"one")
+    assert store.replace_if("a/1", b"two", store.load("a/1").version)
+    store.replace("a/2", some(100_000))
+    with store.writer("a/3") as f:
+        f.write(some(20 * MIB))
+    sources = [Source("a/3", 20 * MIB), Source("a/2", 100_000)]
+    want = b"head" + some(20 * MIB) + some(100_000)
+    assert store.join("b/out", b"head", sources, "a/join").crc32c == crc(want)
+    assert store.get("b/out") == want
+    assert store.names("a") == ["a/1", "a/2", "a/3"]
+    assert store.folders("") == ["a", "b"]
+    assert [e.name for e in store.walk("")] == ["a/1", "a/2", "a/3", "b/out"]
+    store.delete("a/1")
+    store.delete_all("a")
+    assert [e.name for e in store.walk("")] == ["b/out"]
+    store.sweep()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import gcs_double
 import pytest
+import s3_double
 
-from transforms import gcs_store
+from transforms import gcs_store, s3_store
 from transforms.disk_store import LocalStore
 from transforms.storage import Store
 
@@ -118,9 +119,26 @@ def _on(url: str) -> Iterator[Store]:
         store.delete_all("")
 
 
-STARTED = [_double, _fake]  # what is kept from test to test, until the servers are ended
+@functools.cache
+def _moto() -> s3_double.Road:
+    return _servers.enter_context(s3_double.moto())
+
+
+@contextlib.contextmanager
+def s3() -> Iterator[Store]:
+    road = _moto()
+    with pytest.MonkeyPatch.context() as patch:
+        s3_double.dummy_keys(patch, road.url)
+        patch.setattr(s3_store, "KEYS_PER_CALL", 50)
+        store = s3_double.bucket(f"test {next(_numbers)}/out", [s3_double.rule(**s3_double.ABORT)])
+        yield store
+        store.delete_all("")
+
+
+STARTED = [_double, _fake, _moto]  # what is kept from test to test, until the servers are ended
 PLACES: dict[str, Callable[[], contextlib.AbstractContextManager[Store]]] = {
     "disk": disk,
     "gcs": gcs,
     "fake-gcs-server": fake_gcs,
+    "moto": s3,
 }

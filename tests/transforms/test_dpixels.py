@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,7 +25,7 @@ from model.families import names, profile_for
 from model.profile import PC_L2A, RULES, S2_BANDS
 from transforms.dpixels import FOLLOWED, build, read_stack, scale_s1, unbuildable
 from transforms.read import ReadError, read_for
-from transforms.scenes import ASCENDING, DESCENDING, S1, S2
+from transforms.scenes import ASCENDING, DESCENDING
 
 OTHER = {
     "s1_bands": ("VH", "VV"),
@@ -110,22 +111,28 @@ def test_after_the_first_error_no_further_scene_is_begun(tmp_path, monkeypatch, 
     days = [f"2024-05-{n + 1:02d}" for n in range(6)]
     scenes = [optical(tmp_path, day, scl_of(4), 500, n) for n, day in enumerate(days)]
     scenes += [radar(tmp_path, day, ASCENDING, power(1), power(1), 5 - n) for n, day in enumerate(days)]
-    sensor = S1 if gone == "VV" else S2
-    first = max(days) if sensor == S1 else min(days)  # radar is read newest first
-    next(tmp_path.glob(f"{sensor}_{first}*_{gone}.tif")).unlink()
-    begun = []
+    first = f"S1_{max(days)}" if gone == "VV" else f"S2_{min(days)}"  # radar is read newest first
+    next(tmp_path.glob(f"{first}*_{gone}.tif")).unlink()
+    begun, told = [], threading.Event()
 
     def seen(scene, asset, *rest):
-        begun.append((scene.id, asset.band))
+        if asset.band == gone:
+            begun.append(scene.id)
+            if not scene.id.startswith(first):
+                told.wait()  # the one that had begun when the error was told
         return read_for(scene, asset, *rest)
 
     for module in ("dpixels", "radar"):
         monkeypatch.setattr(f"transforms.{module}.read_for", seen)
     with ThreadPoolExecutor(1) as one:
-        with pytest.raises(ReadError):
-            made(tmp_path, scenes, one)
+        try:
+            with pytest.raises(ReadError):
+                made(tmp_path, scenes, one)
+        finally:
+            told.set()
         one.submit(int).result()  # whatever was left in the queue comes before it
-    assert len({scene for scene, band in begun if band == gone}) <= 2  # the one that failed, and one that had begun
+    assert begun[0].startswith(first)
+    assert len(begun) <= 2
 
 
 def test_a_zero_in_the_winner_s_band_stays_and_its_mask_is_1(tmp_path, pool):

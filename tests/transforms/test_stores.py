@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import pickle
@@ -107,7 +108,8 @@ def test_a_listing_gives_the_versions_that_a_look_gives(store):
     for k in range(3):
         store.replace(f"a/{k}", bytes([k]) * k)
     for entry in store.walk("a"):
-        assert entry.stat == store.stat(entry.name)
+        seen = store.stat(entry.name)
+        assert entry.stat in (seen, dataclasses.replace(seen, crc32c=""))  # S3 lists no checksums
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])

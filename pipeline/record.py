@@ -1,0 +1,75 @@
+"""The record of a run: what became of its blocks and tiles, for the summary and the page."""
+
+import dataclasses
+import datetime as dt
+import json
+from collections import Counter
+from typing import Any
+
+from pipeline.network import rounded
+from pipeline.report_facts import RUN_VERSION
+from transforms.embed import plan_tile, stop_name
+from transforms.encode import device_kind
+from transforms.failures import cure
+from transforms.periods import period_of
+from transforms.plans import Plan
+from transforms.receipts import FAILED
+from transforms.storage import Store
+
+
+def record_of(
+    store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
+) -> dict[str, Any]:
+    """Writes and returns what became of a run, from what its blocks left on the store.
+
+    `stopped`: why no further block was begun, "" where all were.
+    """
+    totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
+    for name in store.names(f"_runs/{plan.run}/blocks"):
+        block = json.loads(store.get(name))
+        network.update(block["network"])
+        totals[f"blocks_{block['status']}"] += 1
+        totals["pixels"] += block["counts"].get("embedded", 0)
+        totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
+        if block["status"] == FAILED:
+            failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
+    # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
+    unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
+    try:
+        stopped = store.get(stop_name(plan)).decode()
+    except FileNotFoundError:
+        stopped = ""
+    summary = {
+        "format": "tessera-beam/run",
+        "version": RUN_VERSION,
+        "run": plan.run,
+        "started": began.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "seconds": round(seconds, 2),
+        "command": command,
+        "model": plan.model_name,
+        "inventory": plan.inventory,
+        "period": plan.period,
+        "warnings": list(period_of(plan.period).warnings),
+        "runner": "local",
+        "device": device_kind(plan.provider),
+        "out": plan.out,
+        "totals": {
+            "tiles": len(tiles),
+            "blocks": expected,
+            "blocks_done": totals["blocks_done"],
+            "blocks_failed": len(failed),
+            "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
+            "blocks_in_doubt": totals["blocks_in_doubt"],
+            "pixels": totals["pixels"],
+            "tiles_published": len(tiles) - len(unfinished),
+        },
+        "network": rounded(network),
+        "stopped": stopped,
+        "unfinished": unfinished[:20],
+        "failures": [
+            {k: f[k] for k in ("tile", "row_px", "col_px", "scene", "band", "reason", "command")} for f in failed[:20]
+        ],
+    }
+    store.replace(f"_runs/{plan.run}/run.json", json.dumps(summary, indent=1, sort_keys=True).encode())
+    return summary
