@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model.errors import BadInput
 from model.profile import RULES, S1_BANDS, S2_BANDS, Profile
 from transforms.grid import Tile
+from transforms.heaps import scene_was_read
 from transforms.layout import LAYOUT, DPixels, load, save
 from transforms.radar import WIDTHS, Pass, read_passes, scale_s1
 from transforms.read import Patch, ReadError, halo_px, read_for
@@ -183,7 +184,9 @@ def _read_classes(scene: Scene, root: str, tile: Tile, rows: range, cols: range)
 def _read_bands(scene: Scene, root: str, profile: Profile, tile: Tile, rows: range, cols: range) -> tuple[Patch, ...]:
     assets = [_asset(scene, band) for band in profile.s2_bands]
     mixes = profile.s2_resampling == "bilinear"
-    return tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile) if mixes else 0) for a in assets)
+    bands = tuple(read_for(scene, a, root, tile, rows, cols, halo_px(a, tile) if mixes else 0) for a in assets)
+    scene_was_read()
+    return bands
 
 
 def _valid(scl: Patch, profile: Profile, tile: Tile, rows: range, cols: range) -> NDArray[np.bool_] | None:

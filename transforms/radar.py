@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.profile import Profile
 from transforms.grid import Tile
-from transforms.heaps import lasting
+from transforms.heaps import lasting, scene_was_read
 from transforms.read import Centres, centres_in, nearest, nearest_across, read_for
 from transforms.resample import mix_across, mix_floats
 from transforms.scenes import Asset, Scene
@@ -100,6 +100,7 @@ def _read_pass(
         if (power > 0).any():
             seen = True
             out[..., k] = scale_s1(power, profile.s1_arithmetic)
+    scene_was_read()
     return out if seen else None
 
 

@@ -179,21 +179,23 @@ class Writer(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Takes all bytes; sends what is a part or more."""
-        view = memoryview(data).cast("B")
-        for at in range(0, len(view), S3.sent):
-            self._held += view[at : at + S3.sent]
-            if len(self._held) > S3.sent:
-                self._send(S3.sent)
+        view, at = memoryview(data).cast("B"), 0
+        while at < len(view):
+            if len(self._held) == S3.sent:  # and not sooner: what may be the last part must not be empty
+                self._send()
+            take = min(len(view) - at, S3.sent - len(self._held))
+            self._held += view[at : at + take]
+            at += take
         return len(view)
 
-    def _send(self, size: int) -> None:
+    def _send(self) -> None:
         if self._parts == S3.parts:
             raise StoreError("refused", f"an object of more than {S3.parts} parts of {S3.sent} bytes cannot be written")
         self._upload = self._upload or self._begin()
         self._parts += 1
-        self._upload.send(self._parts, bytes(self._held[:size]))
-        del self._held[:size]
-        self._sent_bytes += size
+        self._upload.send(self._parts, self._held)
+        self._sent_bytes += len(self._held)
+        self._held = bytearray()
 
     def finish(self) -> None:
         """Makes the object."""
@@ -201,7 +203,7 @@ class Writer(io.RawIOBase):
             self._put(bytes(self._held))
             return
         if self._held:
-            self._send(len(self._held))
+            self._send()
         self._upload.finish()
 
     def abort(self) -> None:

@@ -22,8 +22,8 @@ from small_scenes import (
 
 from model.errors import BadInput
 from model.families import names, profile_for
-from model.profile import PC_L2A, RULES, S2_BANDS
-from transforms.dpixels import FOLLOWED, build, read_stack, scale_s1, unbuildable
+from model.profile import PC_L2A, PC_RTC, RULES, S2_BANDS
+from transforms.dpixels import FOLLOWED, build, read_stack, scale_s1, unbuildable, unsearched
 from transforms.read import ReadError, read_for
 from transforms.scenes import ASCENDING, DESCENDING
 
@@ -294,6 +294,24 @@ def test_radar_is_taken_by_nearest_and_the_orbits_stay_apart(tmp_path, pool):
     inner = slice(ROWS.start - BASE, ROWS.stop - BASE), slice(COLS.start - BASE, COLS.stop - BASE)
     np.testing.assert_array_equal(pixels.sar_descending[0, ..., 0], scale_s1(steps)[inner])
     np.testing.assert_array_equal(pixels.sar_ascending[0, ..., 0], scale_s1(steps[::-1])[inner])
+
+
+def test_the_radar_of_some_rows_is_of_these_rows(tmp_path, pool):
+    steps = np.arange(1, SIDE_PX * SIDE_PX + 1, dtype=np.float32).reshape(SIDE_PX, SIDE_PX)
+    scenes = [
+        optical(tmp_path, "2024-05-01", scl_of(4), 500, 0),
+        radar(tmp_path, "2024-05-01", ASCENDING, steps, steps, 0),
+    ]
+    stack = read_stack(scenes, {PC_L2A: str(tmp_path), PC_RTC: str(tmp_path)}, PROFILE, TILE, ROWS, COLS, pool)
+    whole, some = (build(stack, PROFILE, rows).sar_ascending for rows in (ROWS, ROWS[4:9]))
+    np.testing.assert_array_equal(some, whole[:, 4:9])
+
+
+def test_a_profile_without_radar_sources_was_never_to_be_searched_for_radar():
+    optical_alone = dataclasses.replace(PROFILE, s1_sources=())
+    assert unsearched(optical_alone, PROFILE.s2_sources) == {}
+    assert unsearched(PROFILE, PROFILE.s2_sources) == {"radar": PROFILE.s1_sources}
+    assert unsearched(optical_alone, PROFILE.s1_sources) == {"optical": PROFILE.s2_sources}
 
 
 def test_outside_the_file_nothing_is_valid(tmp_path, pool):

@@ -1,7 +1,5 @@
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from model.errors import BadInput
 from pipeline.embed import EmbedOptions, make_plan
 from transforms import embed
-from transforms.machine import Machine, check_machine, give_back_freed_memory, machine
+from transforms.machine import Machine, check_machine, machine
 from transforms.memory import budget_for
 from transforms.regions import region_from_bbox
 
@@ -100,46 +98,3 @@ def test_a_worker_on_too_small_a_machine_refuses_to_start(world, tmp_path, monke
                 embed.open_worker(plan)
     least = dataclasses.replace(plan, block_px=1024)
     embed.open_worker(least).pool.shutdown()
-
-
-FREED = """
-import sys
-import numpy as np
-from pathlib import Path
-from transforms.machine import give_back_freed_memory, keep_heaps_small
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-heaps, give_back, size_mib = sys.argv[1] == "1", sys.argv[2] == "1", int(sys.argv[3])
-if heaps and not keep_heaps_small():
-    raise SystemExit("unknown")
-del_me = np.ones(20 << 20, np.uint8)  # its end raises the library's threshold where that is not fixed
-del del_me
-kept, large = [], []
-for _ in range(200 // size_mib):
-    large.append(np.ones(size_mib << 20, np.uint8))
-    kept.append(np.ones(1 << 10, np.uint8))
-full = resident()
-del large[::2]
-if give_back and not give_back_freed_memory():
-    raise SystemExit("unknown")
-print((full - resident()) >> 20)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident size is read from /proc")
-@pytest.mark.parametrize(
-    ("heaps", "give_back", "size_mib", "freed"),
-    [(0, 0, 8, False), (1, 0, 8, True), (0, 0, 2, False), (1, 0, 2, False), (0, 1, 2, True), (1, 1, 2, True)],
-)
-def test_freed_arrays_go_back_to_the_system(heaps, give_back, size_mib, freed):
-    """Half of 200 MB, between small arrays that stay: at once from 4 MB on, else when all of it is given back."""
-    command = [sys.executable, "-c", FREED, str(heaps), str(give_back), str(size_mib)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "unknown" in ran.stderr:
-        assert not give_back_freed_memory()
-        pytest.skip("this C library has no such rules")
-    assert ran.returncode == 0, ran.stderr
-    got = int(ran.stdout)
-    assert got > 90 if freed else got < 50
