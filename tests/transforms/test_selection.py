@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stac_items import optical, radar, record, ring
 
-from model.profile import CDSE_L2A, ES_C1, ES_L2A, PC_L2A
+from model.profile import CDSE_L2A, ES_C1, ES_L2A, OPERA_RTC, PC_L2A
 from transforms.catalogs.registry import BY_NAME
 from transforms.catalogs.selection import select
 from transforms.scenes import S1, S2
@@ -41,11 +43,13 @@ def test_the_halves_of_a_datatake_are_both_kept_whatever_their_baselines():
     west, east = product("w", "05.10", 1, (0, 0.55)), product("e", "04.00", 1, (0.45, 1))
     assert kept([west, east]) == {"w", "e"}
     assert kept([west, east, product("old", "02.12", 1)]) == {"w", "e"}, "what the halves cover together is a duplicate"
+    west, east = product("w", "05.10", 1, (0, 0.47)), product("e", "05.10", 1, (0.53, 1))
+    assert kept([west, east, product("old", "02.12", 1)]) == {"w", "e"}, "even where a gap lies between them"
 
 
-@pytest.mark.parametrize(("east", "expected"), [(1.6, {"new", "old"}), (1.4, {"new"})])
-def test_a_product_is_a_duplicate_where_another_covers_more_than_half_of_its_ground(east, expected):
-    # The older one lies from 0.5 to `east` of the tile's width, the newer one ends at 1: 45 % of it, or 56 %.
+@pytest.mark.parametrize(("east", "expected"), [(1.07, {"new", "old"}), (1.04, {"new"})])
+def test_a_product_is_a_duplicate_where_another_covers_nine_tenths_of_its_ground(east, expected):
+    # The older one lies from 0.5 to `east` of the tile's width, the newer one ends at 1: 88 % of it, or 93 %.
     assert kept([product("new", "05.10", 1), product("old", "04.00", 1, (0.5, east))]) == expected
 
 
@@ -93,6 +97,16 @@ def test_scenes_are_ordered_by_time_upwards_for_s2_and_downwards_for_s1_ties_by_
     s1 = [record(radar(id=i, datetime=f"{d}T05:00:00Z")) for i, d in zip("bcad", days, strict=True)]
     got = [(s.sensor, s.order, s.id) for s in select([*s2, *s1])]
     assert got == [(S1, n, i) for n, i in enumerate("dabc")] + [(S2, n, i) for n, i in enumerate("cabd")]
+
+
+def test_a_burst_that_is_listed_twice_keeps_its_first_place():
+    def listed(id, place):
+        found = record(radar(id=id))
+        return dataclasses.replace(found, scene=dataclasses.replace(found.scene, source=OPERA_RTC, order=place))
+
+    twice = [listed("first", 0), listed("second", 5), listed("first", 9)]
+    for records in (twice, twice[::-1]):
+        assert [(s.id, s.order) for s in select(records)] == [("first", 0), ("second", 1)]
 
 
 MANY = [

@@ -13,8 +13,10 @@ from transforms.catalogs.registry import BY_NAME, RANK
 from transforms.catalogs.source import BY_CATALOGUE
 from transforms.scenes import S1, S2, Scene
 
-# Halves of a datatake share a strip of a few lines; the same granule processed twice shares nearly all of its ground.
-DUPLICATE_SHARE = 0.5
+# Halves of a datatake share a strip of a few lines; the same granule processed twice shares nearly all of its ground,
+# less some percent where processors draw the edge of the data differently. An older product that has more ground than
+# that to itself stays: the scenes of a day are mosaicked anyway, and dropping it would lose the ground.
+DUPLICATE_SHARE = 0.9
 
 
 def select(records: Iterable[Record]) -> list[Scene]:
