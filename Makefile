@@ -31,10 +31,10 @@ fake-gcs-server:
 	else echo "skipped: fake-gcs-server needs Go, which is not here"; fi
 
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -n auto -m 'not slow'
+	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -m slow
+	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .

@@ -15,7 +15,9 @@ from transforms.tiff_decode import GDAL_CACHE_BYTES
 PROCESS_BYTES = 385 << 20  # interpreter, Beam at work, GDAL, ONNX Runtime with a small model; measured
 BUILD_PX = 1 << 16  # pixels whose d-pixels and tokens exist at once
 
-HEAPS_BYTES, HEAPS_SHARE = 48 << 20, 0.04  # freed, and kept by the C library: as such and of the native strips
+# Freed, and kept by the C library: as such, of the native strips, and of each reader, whose tiles come and go between
+# those of the others (measured: 8 MB of a reader on a machine with more to do than it has processors).
+HEAPS_BYTES, HEAPS_SHARE, HEAPS_READER_BYTES = 48 << 20, 0.04, 10 << 20
 
 S2_NATIVE_BYTES = 4 * 2 + 6 * 2 / 4 + 1 / 4  # a scene's 10 m pixel: four 10 m bands, six 20 m bands, SCL
 S2_BUILT_BYTES = 10 * 2 + 1
@@ -149,7 +151,7 @@ def _budget(load: Load, strip_px: int) -> Budget:
     native = int(strip * native_bytes(s2, s1))
     always = (
         ("process", PROCESS_BYTES + 2 * load.model_bytes),
-        ("heaps", HEAPS_BYTES + int(HEAPS_SHARE * native)),
+        ("heaps", HEAPS_BYTES + int(HEAPS_SHARE * native) + load.readers * HEAPS_READER_BYTES),
         ("drift guard", s2 * SIDE**2 * PIXEL_BYTES),
     )
     output = ("output", block * (load.dims + 4 + 3 * 2 + 1))

@@ -100,6 +100,7 @@ def _read_pass(
         if (power > 0).any():
             seen = True
             out[..., k] = scale_s1(power, profile.s1_arithmetic)
+        del power  # it would stay while the next band is read
     scene_was_read()
     return out if seen else None
 

@@ -351,7 +351,6 @@ def nearest_across(scene: Scene, asset: Asset, root: str, centres: Centres, fill
     """
     a, _, c, _, e, f = asset.transform
     height, width = centres[0].shape
-    out = np.full((height, width), fill, np.float32)
 
     def position(low: float, high: float, origin: float, step: float, size: int) -> tuple[int, int]:
         ends = sorted(int(np.floor((v - origin) / step)) for v in (low, high))
@@ -360,8 +359,9 @@ def nearest_across(scene: Scene, asset: Asset, root: str, centres: Centres, fill
     c0, c1 = position(float(centres[0].min()), float(centres[0].max()), c, a, asset.width_px)
     r0, r1 = position(float(centres[1].min()), float(centres[1].max()), f, e, asset.height_px)
     if r1 <= r0 or c1 <= c0:
-        return out
+        return np.full((height, width), fill, np.float32)
     patch = read_patch(scene, asset, root, r0, c0, r1 - r0, c1 - c0)
+    out = np.full((height, width), fill, np.float32)  # not before: reading takes most, and many do so at once
     ok = patch.valid()
     rows = max(1, CHUNK_PX // width)
     for start in range(0, height, rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB

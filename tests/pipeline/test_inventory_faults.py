@@ -208,6 +208,7 @@ def begun(command, folder, parts):
         child.communicate()
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_goes_on_and_makes_the_same_bytes(undisturbed, tmp_path):
     out = tmp_path / "i.parquet"
     with faulty_api(ITEMS) as (url, api):

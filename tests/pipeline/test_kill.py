@@ -58,6 +58,7 @@ def test_after_kill_9_the_next_run_finishes_with_the_bytes_of_an_undisturbed_one
     assert not (out / ".parts").exists(), "nothing half-written stays"
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_a_word_and_the_next_one_goes_on(
     world, tmp_path, undisturbed, monkeypatch, capfd
 ):

@@ -212,6 +212,7 @@ def test_a_bundle_that_runs_twice_finds_the_tile_published(finished):
     assert plan_tile(dataclasses.replace(finished.plan, force=True), TILE) == tasks
 
 
+@pytest.mark.slow
 def test_another_decision_about_a_scene_is_another_revision(world, options, out, tmp_path):
     from pipeline import inventory
 
@@ -227,6 +228,7 @@ def test_another_decision_about_a_scene_is_another_revision(world, options, out,
     assert (copy / "2024" / TILE / old["assets"]["embeddings"]["href"]).is_file(), "a reader of the old item goes on"
 
 
+@pytest.mark.slow
 def test_another_run_s_region_is_never_replaced_by_ours_and_the_next_run_adds_ours(world, options, item, tmp_path):
     """Planned before the other run published: publishing ours alone would take its pixels away."""
     west, south, east, north = world.earth.bbox

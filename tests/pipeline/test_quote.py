@@ -72,6 +72,7 @@ def far_away(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_quote_foresees_what_a_run_over_the_network_asks_for(planet, world, tmp_path):
     region = region_from_bbox(world.bbox)
     inv = str(tmp_path / "i.parquet")

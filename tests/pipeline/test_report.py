@@ -19,7 +19,7 @@ from pipeline import report as report_module
 from pipeline.report import CARDS, count, duration, pixel_bar, render, report, share, size
 from pipeline.report_facts import Facts, TileFacts, facts_of
 from pipeline.report_map import frame_of, land_path, locator_path, path_of, picture_matrix
-from transforms import stac
+from transforms import stac, stac_collection
 from transforms.grid import TILE_PX, blocks_of, footprint, tile_of
 from transforms.land import land_tiles
 from transforms.periods import period_of
@@ -141,7 +141,7 @@ def out(tmp_path):
     folder = tmp_path / "balkans"
     folder.mkdir()
     items = [write_tile(folder, "33TWL", "2024", 1), write_tile(folder, "33TWM", "2024", 2)]
-    collection = stac.collection(
+    collection = stac_collection.collection(
         product=stac.product_record(MODEL, SHA, PROFILE), profile=PROFILE, items=items, created="2025-02-03T04:05:06Z"
     )
     (folder / "collection.json").write_bytes(stac.to_json(collection))
@@ -339,6 +339,7 @@ def test_pictures_stop_where_the_page_would_grow_too_large(out, monkeypatch):
     assert len(page_of(out).fetched) == 1
 
 
+@pytest.mark.slow
 def test_a_planet_of_tiles_stays_under_twenty_megabytes(tmp_path):
     names = land_tiles()[::20]  # every twentieth of the planet's: the page grows by the tile
     counts = {"pixels": TILE_PX**2, "embedded": 100_123_456, "no_optical": 20_436_944}
@@ -401,6 +402,7 @@ def test_land_lies_where_people_live_and_not_in_mid_ocean():
     assert not is_land(-30.5, 30.5) and not is_land(-140.5, -30.5)
 
 
+@pytest.mark.slow
 def test_the_code_on_the_page_runs_as_it_stands(out):
     pytest.importorskip("odc.stac")
     codes = page_of(out).codes

@@ -261,6 +261,7 @@ def check(found, strip_px):
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 
 
+@pytest.mark.slow
 @only_linux
 def test_a_small_block_takes_what_its_budget_says(small_files):
     check(small_files("served", "--block", 256, "--readers", 4, "--s2", 12, "--s1", 8), 256)

@@ -64,7 +64,7 @@ def test_a_header_that_is_cut_anywhere_says_how_much_it_needs(tmp_path, big, dri
     data = write(tmp_path, some_pixels(shape=(300, 300)), compress="deflate", bigtiff=big, **options)
     whole = whole_header(data)
     assert whole.stop < len(data)
-    for length in range(whole.stop):
+    for length in [*range(600), *range(600, whole.stop, 7)]:  # fields first, then values and tables
         have, asked, header = length, 0, None
         while header is None:
             try:

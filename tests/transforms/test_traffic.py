@@ -298,9 +298,9 @@ def served(shelf):
 @pytest.mark.parametrize(
     ("family", "block_px", "strip_px", "part"),
     [
-        ("v2", 1024, 1024, False),
-        ("v1.1-mpc+nearest", 1024, 512, False),
-        ("v1.1-mpc+nearest", 2048, 2048, False),
+        pytest.param("v2", 1024, 1024, False, marks=pytest.mark.slow),
+        pytest.param("v1.1-mpc+nearest", 1024, 512, False, marks=pytest.mark.slow),
+        pytest.param("v1.1-mpc+nearest", 2048, 2048, False, marks=pytest.mark.slow),
         ("v2", 2048, 2048, True),
     ],
 )
