@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,s3,xarray,dev))
 
-.PHONY: env fake-gcs-server demo test test-slow lint types format real gate gate-full bench demo-model lock clean
+.PHONY: env fake-gcs-server demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -63,6 +63,18 @@ bench: $(DEV)/.ready
 	$(DEV)/bin/python bench/dpixels.py
 	$(DEV)/bin/python bench/reading.py
 	$(DEV)/bin/python bench/enumeration.py
+	$(DEV)/bin/python bench/writing.py
+
+# A whole tile of 10,980 px, published from fragments and read over HTTP; some minutes each.
+full-tile: $(DEV)/.ready fake-gcs-server
+	$(DEV)/bin/python bench/full_tile.py --check
+	$(DEV)/bin/python bench/full_tile.py --check --overviews --folder-alone
+
+SEED ?= 1
+ROUNDS ?= 100
+torture: $(DEV)/.ready fake-gcs-server
+	mkdir -p build
+	$(DEV)/bin/python -m tests.torture.run --seed $(SEED) --rounds $(ROUNDS) --table build/torture.md
 
 demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained

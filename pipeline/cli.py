@@ -234,6 +234,10 @@ def embed(
         int, typer.Option("--max-failures", help="Begin no further block after so many; 0: no limit.")
     ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Also redo what is published.")] = False,
+    overviews: Annotated[
+        bool, typer.Option("--overviews", help="Embeddings and scales with overviews: means of the vectors.")
+    ] = False,
+    licence: Annotated[str, typer.Option("--licence", help="SPDX id for the collection, e.g. CC-BY-4.0.")] = "",
     as_json: Json = False,
 ) -> None:
     """Make the embeddings: every tile of the inventory that is not published yet. After -- come Beam's own options.
@@ -261,6 +265,8 @@ def embed(
         workers=workers,
         max_failures=max_failures,
         force=force,
+        overviews=overviews,
+        licence=licence,
         beam_args=tuple(context.args),
     )
     if dry_run:

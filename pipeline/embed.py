@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from pipeline.reach import check_reach
 from pipeline.record import record_of
+from pipeline.room import check_room
 from pipeline.words import memory as memory_words
 from transforms import dpixels, inventory
 from transforms.disk_store import LocalStore
 from transforms.draws import Place
-from transforms.embed import budget_of, plan_tile
+from transforms.embed import budget_of
 from transforms.encode import MICRO_BATCH_PX, cores, device_kind, encode_window, provider_for, session_of
 from transforms.grid import blocks_of
 from transforms.inventory import Inventory
@@ -37,8 +39,10 @@ from transforms.periods import period_of
 from transforms.plans import Plan, digest_of, tasks_of
 from transforms.preview import colours_of
 from transforms.regions import Region, clip_of, tiles_of
-from transforms.stac import product_record
+from transforms.stac import item_path, product_record
+from transforms.stac_collection import LICENCE_FORM
 from transforms.storage import Store, open_store
+from transforms.tiles import plan_tile
 
 READERS = 16  # files read at once by a process (facts, sources-and-cogs 3.2: more only costs on small machines)
 
@@ -51,6 +55,8 @@ class EmbedOptions:
       tiles: names, () for all of the inventory. region: pixels wanted, None for whole tiles.
       device: auto, cpu or cuda. block_px: side of a block. memory_gib: what a worker may take.
       runner, workers: the engine. max_failures: 0 for no limit. force: redo what is published.
+      overviews: published with them; tiles that are published keep what they have. licence: an SPDX identifier for the
+        collection, "" to leave what stands there.
       beam_args: passed to Beam as they are.
     """
 
@@ -63,6 +69,8 @@ class EmbedOptions:
     workers: int = 1
     max_failures: int = 0
     force: bool = False
+    overviews: bool = False
+    licence: str = ""
     readers: int = READERS
     beam_args: tuple[str, ...] = ()
 
@@ -117,7 +125,8 @@ def check_product(store: Store, record: dict[str, Any]) -> None:
       BadInput: it holds another product; the message says in what they differ.
     """
     data = json.dumps(record, sort_keys=True, indent=1).encode()
-    if store.stat("_inputs/product.json") is None and (foreign := store.names("") + store.folders("")):
+    foreign = store.names("") + [f for f in store.folders("") if f != "_inputs"]  # another run begins in this moment
+    if foreign and store.stat("_inputs/product.json") is None:
         raise BadInput(
             f"{store.url} holds files that are not of tessera-beam ({', '.join(foreign[:3])}): choose another --out"
         )
@@ -164,6 +173,8 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
     check_tiles(inv, options.tiles)
     list(blocks_of(inv.tiles[0], options.block_px))  # refuses a bad size
     engine_of(options.runner, options.workers)
+    if not re.fullmatch(LICENCE_FORM, options.licence or "various"):
+        raise BadInput(f"--licence {options.licence}: an SPDX identifier is wanted, for example CC-BY-4.0")
     if options.device == "auto" and options.runner != "local":
         raise BadInput(
             f"--device auto with --runner {options.runner}: say cpu or cuda, the workers are not this machine"
@@ -205,6 +216,8 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
         preview="",
         version=software_version(),
         overlap=inv.overlap,
+        overviews=options.overviews,
+        licence=options.licence,
     )
     worst = inventory.read_tile(inv_path, worst_tile(inv, tiles))
     budget = budget_of(plan, model, worst)
@@ -214,6 +227,21 @@ def make_plan(inv_path: str, model_path: str, out: str, options: EmbedOptions) -
     except OSError as e:
         raise BadInput(f"--out {out}: it cannot be written to ({e.strerror})") from None
     return plan, budget, tiles
+
+
+def room_for(store: Store, plan: Plan, tiles: Sequence[str], region: Region | None) -> list[str]:
+    """What `check_room` says of the tiles that have no item yet; a bucket has room for all.
+
+    Raises:
+      BadInput: the disk has no room for one of them.
+    """
+    if not isinstance(store, LocalStore):
+        return []
+    names = {t: item_path(t, plan.period, plan.model_name) for t in tiles}
+    product = json.loads(store.get("_inputs/product.json"))
+    return check_room(
+        Path(store.root), [t for t, n in names.items() if store.stat(n) is None], region, product["dimensions"]
+    )
 
 
 def _deposit(store: Store, plan: Plan, model: ModelFile, inv: Path, tiles: list[str], region: Region | None) -> Plan:
@@ -257,6 +285,8 @@ def embed(
     engine = engine_of(options.runner, options.workers)
     store = open_store(plan.out)
     say(f"{len(tiles)} tiles, period {plan.period}, {plan.model_name} on {device_kind(plan.provider)}")
+    for sentence in [*store.concerns(), *room_for(store, plan, tiles, options.region)]:
+        say(f"warning: {sentence}")
     say("\n".join([memory_words(budget, options.workers), *(f"warning: {w}" for w in period_of(plan.period).warnings)]))
     store.replace(f"_runs/{plan.run}/plan.json", plan.to_json().encode())
     began, clock = dt.datetime.now(dt.UTC), time.perf_counter()

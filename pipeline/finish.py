@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,17 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.modelfile import open_model
+from pipeline.work import LISTERS, TileWork, opened, work_of
 from transforms import inventory
 from transforms.embed import inventory_of
 from transforms.failures import cure
 from transforms.objects import local_file
 from transforms.plans import Plan
-from transforms.receipts import FAILED, receipt_from_json
-from transforms.stac import collection, item_path, to_json
+from transforms.stac import item_path, model_path, to_json
+from transforms.stac_collection import LICENCE, LICENCE_FORM, catalog, collection
 from transforms.stac_index import items_parquet
+from transforms.stac_model import model_item
 from transforms.storage import Store, open_store
 
-LISTERS = 16  # requests to the store at once: a planet has 18,400 folders
 FAILURES = pa.schema(
     [
         ("tile", pa.string()),
@@ -55,48 +57,50 @@ def published(store: Store, model_name: str) -> Iterator[dict[str, Any]]:
                     yield item
 
 
-def failures(store: Store) -> list[dict[str, Any]]:
-    """The failed blocks of tiles that are not published, by tile and place."""
-    desks = [
-        desk
-        for period in store.folders("_work")
-        for tile in store.folders(period)
-        for revision in store.folders(tile)
-        for desk in store.folders(revision)
+def failures(store: Store, work: dict[tuple[str, str], TileWork] | None = None) -> list[dict[str, Any]]:
+    """The failed blocks of tiles that are not published, by tile and place. `work`: of `work_of`, if at hand."""
+    names = [name for found in (work_of(store) if work is None else work).values() for name in found.failed]
+    rows = [
+        {n: getattr(r, n) for n in FAILURES.names if n != "command"} | {"command": cure(r.cause, r.scene, r.band)}
+        for r in opened(store, names)
     ]
-
-    def read(desk: str) -> list[dict[str, Any]]:
-        found = []
-        for name in store.names(desk):
-            if name.endswith(f".{FAILED}.json"):
-                r = receipt_from_json(store.get(name))
-                row = {n: getattr(r, n) for n in FAILURES.names if n != "command"}
-                found.append(row | {"command": cure(r.cause, r.scene, r.band)})
-        return found
-
-    with ThreadPoolExecutor(LISTERS) as pool:
-        rows = [row for found in pool.map(read, desks) for row in found]
     return sorted(rows, key=lambda r: (r["period"], r["tile"], r["row_px"], r["col_px"]))
 
 
+def licence_there(store: Store) -> str:
+    """The licence that the operator has written into the collection, which every run writes anew.
+
+    "various" where nothing stands there, or what STAC does not take: a run's end is no place to refuse anything.
+    """
+    try:
+        said = json.loads(store.get("collection.json")).get("license")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return LICENCE
+    return said if isinstance(said, str) and re.fullmatch(LICENCE_FORM, said) else LICENCE
+
+
 def finish_run(plan: Plan) -> dict[str, Any]:
-    """Writes `items.parquet`, `failures.parquet` and `collection.json`. Returns counts for the summary.
+    """Writes items, failures, collection and the model's own item. Returns counts for the summary.
 
     `created` of the collection is the freeze time of the run's inventory: no clock stands in a published file.
     """
     store = open_store(plan.out)
-    profile = open_model(local_file(store, f"_inputs/{plan.model_sha256}.onnx")).profile
+    model = open_model(local_file(store, f"_inputs/{plan.model_sha256}.onnx"))
     tiles = sum(1 for _ in published(store, plan.model_name))
     if tiles:
+        store.put_if_absent(model_path(plan.model_sha256), to_json(model_item(model)))
+        product = json.loads(store.get("_inputs/product.json"))
         record = collection(
-            product=json.loads(store.get("_inputs/product.json")),
-            profile=profile,
+            product=product,
+            profile=model.profile,
             items=published(store, plan.model_name),  # read anew: a planet's items do not fit in memory
             created=inventory.read_header(inventory_of(plan)).frozen,
+            licence=plan.licence or licence_there(store),
         )
         with store.writer("items.parquet") as f:
             items_parquet(published(store, plan.model_name), f, record)
         store.replace("collection.json", to_json(record))
+        store.replace("catalog.json", to_json(catalog(product)))
     failed = failures(store)
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(failed, schema=FAILURES), out, compression="zstd")

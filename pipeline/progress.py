@@ -13,6 +13,7 @@ from transforms.storage import Store
 
 LOOK_S = 0.5  # between looks, on a terminal
 LINE_S = 15.0  # between lines of a log
+SELDOM = 20.0  # times as long as a look takes, at least, lie between looks
 
 
 class Watch:
@@ -40,9 +41,11 @@ class Watch:
         self._thread.join()
 
     def _log(self) -> None:
-        begun = time.monotonic()
-        while not self._over.wait(LINE_S):
-            self._say(self.line(time.monotonic() - begun))
+        begun, pause_s = time.monotonic(), LINE_S
+        while not self._over.wait(pause_s):
+            looked = time.monotonic()
+            self._say(self.line(looked - begun))
+            pause_s = max(LINE_S, SELDOM * (time.monotonic() - looked))
 
     def _draw(self) -> None:
         columns = (
@@ -54,11 +57,14 @@ class Watch:
         )
         with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
             task = bar.add_task(self.shown()[1], total=self.total)
-            over = False
+            over, pause_s = False, LOOK_S
             while not over:
-                over = self._over.wait(LOOK_S)
+                over = self._over.wait(pause_s)
+                begun = time.monotonic()
                 done, words = self.shown()
                 bar.update(task, completed=done, description=words)
+                # A planet has hundreds of pages of records in a bucket: a look that takes long is taken seldom.
+                pause_s = max(LOOK_S, SELDOM * (time.monotonic() - begun))
 
 
 class Progress(Watch):

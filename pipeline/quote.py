@@ -10,6 +10,7 @@ from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.weights import flop_per_px
 from pipeline.embed import READERS, check_sources, check_tiles, worst_tile
+from pipeline.room import bytes_a_pixel
 from pipeline.words import memory as memory_words
 from transforms import inventory
 from transforms.encode import CPU, MICRO_BATCH_PX
@@ -21,9 +22,6 @@ from transforms.samplers import Sampler, sampler_of
 from transforms.scenes import S1, S2, Scene
 from transforms.traffic import Traffic, Windows, files_of, traffic_of, whole_windows, windows_of
 
-# Compressed share of the raw codes: int8, predictor 2, ZSTD (facts, sources-and-cogs 4.2, embedding-like data).
-CODES_RATIO = 0.78
-SCALE_RATIO = 0.78
 OTHER_BLOCKS_PX = (1024, 2048)  # whose traffic is told beside that of the block that was asked for
 
 
@@ -112,7 +110,7 @@ def quote(
                 traffic[side] = before + traffic_of(files, tile_of(name), windows)
     hours = totals["flop"] / (machine.tflops * 1e12 * machine.share) / 3600
     price = machine.dollars_h if dollars_h is None else dollars_h
-    bytes_out = totals["pixels"] * (model.dims * CODES_RATIO + 4 * SCALE_RATIO)
+    bytes_out = totals["pixels"] * bytes_a_pixel(model.dims)
     largest_px = min(totals["pixels"], TILE_PX**2)
     reading = traffic.pop(block_px)
     assert reading is not None
@@ -129,7 +127,7 @@ def quote(
         **_network(reading),
         "other_blocks": {str(side): None if t is None else _network(t) for side, t in traffic.items()},
         "bytes_out": int(bytes_out),
-        "fragments_at_rest_bytes": int(largest_px * (model.dims * CODES_RATIO + 4 * SCALE_RATIO)),
+        "fragments_at_rest_bytes": int(largest_px * bytes_a_pixel(model.dims)),
         "tokens": int(totals["tokens"]),
         "tokens_per_pixel": round(totals["tokens"] / totals["pixels"], 1) if totals["pixels"] else 0.0,
         "gflop_per_pixel": round(totals["flop"] / totals["pixels"] / 1e9, 4) if totals["pixels"] else 0.0,
@@ -209,7 +207,8 @@ def as_text(q: dict[str, Any]) -> str:
             f"{q['tiles']} tiles, period {q['period']}, {q['model']}: {q['blocks']:,} blocks, {q['pixels']:,} pixels",
             f"scenes      {q['s2_scenes']:,} optical, {q['s1_scenes']:,} radar",
             f"bytes in    {q['bytes_in'] / 1e9:,.2f} GB at most, out {q['bytes_out'] / 1e9:,.2f} GB; "
-            f"fragments at rest {q['fragments_at_rest_bytes'] / 1e9:,.2f} GB a tile in work",
+            f"fragments at rest {q['fragments_at_rest_bytes'] / 1e9:,.2f} GB a tile in work"
+            " (on a disk twice that while it is published)",
             *_network_words(q),
             f"tokens      {q['tokens_per_pixel']:,} a pixel (from cloud cover), {q['gflop_per_pixel']} GFLOP a pixel",
             f"encoder     {q['gpu_hours']:,} h of one {q['card']} at {q['card_share_assumed']:.0%} of its nominal rate,"

@@ -4,17 +4,31 @@ import dataclasses
 import datetime as dt
 import json
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.network import rounded
 from pipeline.report_facts import RUN_VERSION
-from transforms.embed import plan_tile, stop_name
+from pipeline.work import LISTERS
+from transforms.embed import stop_name
 from transforms.encode import device_kind
 from transforms.failures import cure
 from transforms.periods import period_of
 from transforms.plans import Plan
 from transforms.receipts import FAILED
 from transforms.storage import Store
+from transforms.tiles import plan_tile
+
+AT_ONCE = 10_000  # records that wait in memory, a kilobyte each
+
+
+def _blocks(store: Store, plan: Plan) -> Iterator[dict[str, Any]]:
+    """What a run's blocks left of themselves, in the order of their names; a planet has half a million of them."""
+    names = store.names(f"_runs/{plan.run}/blocks")
+    with ThreadPoolExecutor(LISTERS) as pool:
+        for start in range(0, len(names), AT_ONCE):
+            yield from map(json.loads, pool.map(store.get, names[start : start + AT_ONCE]))
 
 
 def record_of(
@@ -25,8 +39,7 @@ def record_of(
     `stopped`: why no further block was begun, "" where all were.
     """
     totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
-    for name in store.names(f"_runs/{plan.run}/blocks"):
-        block = json.loads(store.get(name))
+    for block in _blocks(store, plan):
         network.update(block["network"])
         totals[f"blocks_{block['status']}"] += 1
         totals["pixels"] += block["counts"].get("embedded", 0)
@@ -34,7 +47,10 @@ def record_of(
         if block["status"] == FAILED:
             failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
-    unfinished = [t for t in tiles if plan_tile(dataclasses.replace(plan, force=False), t)]
+    again = dataclasses.replace(plan, force=False)
+    with ThreadPoolExecutor(LISTERS) as pool:
+        left = pool.map(lambda tile: plan_tile(again, tile), tiles)
+        unfinished = [tile for tile, tasks in zip(tiles, left, strict=True) if tasks]
     try:
         stopped = store.get(stop_name(plan)).decode()
     except FileNotFoundError:

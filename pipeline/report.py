@@ -14,6 +14,7 @@ from rasterio.io import MemoryFile
 
 from model.errors import BadInput
 from pipeline.network import network_of, told
+from pipeline.report_copy import local_copy
 from pipeline.report_facts import (
     DONE,
     FAILED,
@@ -36,8 +37,10 @@ from pipeline.report_map import (
     path_of,
     picture_matrix,
 )
+from transforms.disk_store import LocalStore
 from transforms.grid import TILE_PX, footprint, tile_of
 from transforms.stac_geometry import bbox_of, geometry_of
+from transforms.storage import open_store
 
 PAGE = "_runs/report.html"  # beside the clocks that it shows: all else in an output is the same in every run
 CARDS = 200  # tiles, above which they become rows of a table
@@ -349,17 +352,23 @@ def render(facts: Facts) -> str:
     return environment.get_template("report.html.j2").render(context_of(facts))
 
 
-def report(out_folder: str | Path) -> Path:
-    """Writes the page into an output folder and returns its path.
+def report(out_folder: str | Path) -> str:
+    """Writes the page into an output folder and returns where it lies.
 
     The page holds everything that it shows. Pieces that are not there yet are left out, so that an output can be
     looked at while it grows.
 
     Raises:
-      BadInput: no local folder, or not one that this project writes.
+      BadInput: not a folder that this project writes.
     """
-    facts = facts_of(out_folder, CARDS)
-    path = facts.out / PAGE
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(render(facts), encoding="utf-8")
-    return path
+    store = open_store(str(out_folder))
+    if isinstance(store, LocalStore):
+        facts = facts_of(store.root, CARDS)
+        path = facts.out / PAGE
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(render(facts), encoding="utf-8")
+        return str(Path(str(out_folder).removeprefix("file://")) / PAGE)
+    with local_copy(store, CARDS) as folder:
+        page = render(facts_of(folder, CARDS))
+    store.replace(PAGE, page.encode())
+    return f"{store.url}/{PAGE}"

@@ -7,9 +7,9 @@ from typing import Any
 from model.errors import BadInput
 from pipeline.finish import failures, published
 from pipeline.suspects import suspects
+from pipeline.work import TileWork, work_of
 from transforms.inventory import read_header
 from transforms.objects import local_file
-from transforms.receipts import DONE, FAILED
 from transforms.storage import Store, open_store
 
 
@@ -53,25 +53,20 @@ def status(out: str) -> dict[str, Any]:
         (i["properties"]["tessera:period"], i["properties"]["tessera:tile"]): i
         for i in published(store, product["model"])
     }
-    rows = []
+    rows, work = [], work_of(store)
     for period, tiles in sorted(wanted_tiles(store).items()):
         for tile in sorted(tiles):
-            blocks: Counter[str] = Counter()
-            for revision in store.folders(f"_work/{period}/{tile}"):
-                for desk in store.folders(revision):
-                    blocks.update(_kinds(store.names(desk)))
+            waiting = work.get((period, tile), TileWork())
             item = items.get((period, tile))
-            state = (
-                "published" if item else ("failed" if blocks[FAILED] else "unfinished" if blocks[DONE] else "missing")
-            )
+            state = "published" if item else "failed" if waiting.failed else "unfinished" if waiting.done else "missing"
             counts = item["properties"]["tessera:counts"] if item else {}
             rows.append(
                 {
                     "period": period,
                     "tile": tile,
                     "state": state,
-                    "blocks_done": blocks[DONE],
-                    "blocks_failed": blocks[FAILED],
+                    "blocks_done": len(waiting.done),
+                    "blocks_failed": len(waiting.failed),
                     "embedded": counts.get("embedded", 0),
                     "revision": item["properties"]["tessera:revision"][:8] if item else "",
                 }
@@ -81,11 +76,6 @@ def status(out: str) -> dict[str, Any]:
         "model": product["model"],
         "states": dict(sorted(Counter(r["state"] for r in rows).items())),
         "tiles": rows,
-        "failures": failures(store),
-        "warnings": suspects(store, items.values()),
+        "failures": failures(store, work),
+        "warnings": suspects(store, items.values(), work),
     }
-
-
-def _kinds(names: list[str]) -> list[str]:
-    """The statuses that stand in the names of receipts."""
-    return [kind for n in names for kind in (DONE, FAILED) if n.endswith(f".{kind}.json")]

@@ -7,25 +7,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from transforms.receipts import DONE, receipt_from_json
+from pipeline.work import TileWork, opened, work_of
 from transforms.storage import Store
 
 
-def suspects(store: Store, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def suspects(
+    store: Store, items: Iterable[dict[str, Any]], work: dict[tuple[str, str], TileWork] | None = None
+) -> list[dict[str, Any]]:
     """Every warning of a done block: `period`, `tile`, `row_px`, `col_px`, `reason`, by tile and place.
 
     Of published tiles from the folded receipts, which are opened only where the item counts pixels under suspicion; of
     the others from the receipts that wait.
 
     Args:
-      items: of the tiles that are published.
+      items: of the tiles that are published. work: of `work_of`, if at hand.
     """
     found = [row for item in items for row in _of_published(store, item)]
-    for period in store.folders("_work"):
-        for tile in store.folders(period):
-            for revision in store.folders(tile):
-                for desk in store.folders(revision):
-                    found += _of_waiting(store, desk)
+    names = [name for waiting in (work_of(store) if work is None else work).values() for name in waiting.done]
+    found += [row for receipt in opened(store, names) for row in rows_of(vars(receipt))]
     return sorted(found, key=lambda r: (r["period"], r["tile"], r["row_px"], r["col_px"], r["reason"]))
 
 
@@ -44,10 +43,3 @@ def _of_published(store: Store, item: dict[str, Any]) -> Iterator[dict[str, Any]
     name = f"{folder}/{item['assets']['blocks']['href'].removeprefix('./')}"
     for row in pq.read_table(io.BytesIO(store.get(name))).to_pylist():
         yield from rows_of(row)
-
-
-def _of_waiting(store: Store, desk: str) -> Iterator[dict[str, Any]]:
-    for name in store.names(desk):
-        if name.endswith(f".{DONE}.json"):
-            receipt = receipt_from_json(store.get(name))
-            yield from rows_of(vars(receipt))

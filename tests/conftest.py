@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from model.modelfile import ModelFile, open_model
@@ -13,6 +14,10 @@ from pipeline import inventory
 from pipeline.demo.planet import Planet, build
 from pipeline.demo.run import FROZEN, model_path
 from transforms.periods import period_of
+
+# Speed is measured in bench/: an example that is slow on a busy machine is no fault.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

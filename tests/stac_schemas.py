@@ -15,7 +15,9 @@ def schema_documents():
     documents = {}
     for path in sorted(SCHEMAS.rglob("*.json")):
         document = json.loads(path.read_text())
-        if "$schema" in document and path.name != "processing-v1.1.0.json":  # its $id is that of v1.0.0
+        if path.name == "processing-v1.1.0.json":  # its $id is that of v1.0.0; MLM refers to it by its own address
+            document["$id"] = "https://stac-extensions.github.io/processing/v1.1.0/schema.json#"
+        if "$schema" in document:
             documents[document["$id"].rstrip("#")] = document
     for name in ("Feature", "Geometry"):
         text = importlib.resources.files("pystac.validation.jsonschemas").joinpath(f"geojson/{name}.json").read_text()
@@ -29,8 +31,11 @@ def complaints(record):
     registry = referencing.Registry().with_resources(
         (uri, referencing.Resource.from_contents(document)) for uri, document in documents.items()
     )
-    core = "item" if record["type"] == "Feature" else "collection"
-    uris = [f"https://schemas.stacspec.org/v1.0.0/{core}-spec/json-schema/{core}.json", *record["stac_extensions"]]
+    core = {"Feature": "item", "Collection": "collection", "Catalog": "catalog"}[record["type"]]
+    uris = [
+        f"https://schemas.stacspec.org/v1.0.0/{core}-spec/json-schema/{core}.json",
+        *record.get("stac_extensions", []),
+    ]
     found = []
     for uri in uris:
         validator = jsonschema.Draft7Validator(documents[uri.rstrip("#")], registry=registry)

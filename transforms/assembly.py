@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import google_crc32c
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from transforms.checksums import combined
 from transforms.cog import Layout, decode_tile, header, header_size
 from transforms.fragments import places_of
+from transforms.overviews import SpoiltTile, make_overviews
 from transforms.picture import preview_head, reduced
+from transforms.pyramid import Level, header_with
 from transforms.receipts import Desk, Receipt
 from transforms.storage import Source, Stat, Store, StoreError
 
@@ -26,9 +29,9 @@ class DamagedFragment(Exception):
 
 
 class Raster(NamedTuple):
-    """A file to be: `head`, then the fragments of `receipts` in their order.
+    """A file to be: `head`, then its overviews, the smallest first, then the fragments of `receipts` in their order.
 
-    stored: sources of the blocks that have any. crc32c, size_bytes: of the whole, from those of the parts.
+    stored: sources of the overviews and blocks that have any. crc32c, size_bytes: of the whole, from the parts'.
     """
 
     head: bytes
@@ -37,11 +40,35 @@ class Raster(NamedTuple):
     size_bytes: int
 
 
-def raster_of(desk: Desk, key: str, layout: Layout, receipts: Sequence[Receipt]) -> Raster:
-    """A raster without overviews: GDAL's own header with the place of every COG tile, then the blocks."""
+def raster_of(
+    desk: Desk, key: str, layout: Layout, receipts: Sequence[Receipt], levels: Sequence[Level] = ()
+) -> Raster:
+    """A raster: GDAL's own header with the place of every COG tile, its overviews if any, then the blocks.
+
+    Args:
+      levels: of `overviews_of`, the largest first.
+    """
     offsets, sizes = _table(key, layout, receipts)
+    if levels:
+        return _raster(desk, key, header_with(layout, offsets, sizes, list(levels)), receipts, levels)
     offsets = np.where(sizes > 0, offsets + np.uint64(header_size(layout)), 0).astype(np.uint64)
     return _raster(desk, key, header(layout, offsets, sizes), receipts)
+
+
+def overviews_of(
+    store: Store, desk: Desk, layouts: dict[str, Layout], receipts: Sequence[Receipt], floor: float, floor_of: str,
+    pool: Executor,
+) -> dict[str, list[Level]]:  # fmt: skip
+    """The overviews of "embeddings" and "scales", as objects under the desk that go with it; see `make_overviews`.
+
+    Raises:
+      DamagedFragment: a fragment is gone or not what its receipt says.
+      FileNotFoundError: one is gone, perhaps because another worker has published the tile.
+    """
+    try:
+        return make_overviews(store, desk, layouts, receipts, floor, floor_of, pool)
+    except SpoiltTile as e:
+        raise DamagedFragment(e.block) from None
 
 
 def preview_of(store: Store, desk: Desk, layout: Layout, receipts: Sequence[Receipt]) -> tuple[Raster, bytes]:
@@ -64,18 +91,21 @@ def publish_raster(store: Store, desk: Desk, key: str, raster: Raster, receipts:
       DamagedFragment: a fragment is gone or not what its receipt says.
       StoreError: "damaged", the fragments are right and what the store made of them is not.
     """
-    fault = f"{name} is not what its fragments are"
+    fault, gone = f"{name} is not what its fragments are", None
     try:
         stat = store.join(name, raster.head, raster.stored, f"{desk.folder}/join-{key}")
     except (FileNotFoundError, StoreError) as e:
         if isinstance(e, StoreError) and e.kind != "damaged":
             raise
         stat, fault = None, str(e)
+        gone = e if isinstance(e, FileNotFoundError) else None
     if stat is not None and stat.size_bytes == raster.size_bytes and stat.crc32c in ("", raster.crc32c):
         return stat
     for r in receipts:
         if r.parts[key]["size_bytes"] and not whole(store, desk, key, r):
             raise DamagedFragment(r.block)
+    if gone is not None:  # overviews: another worker has published the tile and is clearing up
+        raise gone
     raise StoreError("damaged", f"{fault}: run embed again")
 
 
@@ -89,13 +119,16 @@ def whole(store: Store, desk: Desk, key: str, receipt: Receipt) -> bool:
     return bool(crc == part["crc32c"])
 
 
-def _raster(desk: Desk, key: str, head: bytes, receipts: Sequence[Receipt]) -> Raster:
-    parts = [
-        (desk.fragment_name(r.block, key, r.parts[key]), r.parts[key]) for r in receipts if r.parts[key]["size_bytes"]
+def _raster(desk: Desk, key: str, head: bytes, receipts: Sequence[Receipt], levels: Sequence[Level] = ()) -> Raster:
+    above = [(level.name, level.size_bytes, level.crc32c) for level in reversed(levels)]
+    blocks = [
+        (desk.fragment_name(r.block, key, r.parts[key]), r.parts[key]["size_bytes"], r.parts[key]["crc32c"])
+        for r in receipts
     ]
+    parts = [part for part in (*above, *blocks) if part[1]]
     crc = google_crc32c.Checksum(head).hexdigest().decode()
-    crc = functools.reduce(lambda so_far, p: combined(so_far, p[1]["crc32c"], p[1]["size_bytes"]), parts, crc)
-    sources = [Source(name, part["size_bytes"]) for name, part in parts]
+    crc = functools.reduce(lambda so_far, p: combined(so_far, p[2], p[1]), parts, crc)
+    sources = [Source(name, size) for name, size, _ in parts]
     return Raster(head, sources, crc, len(head) + sum(s.size_bytes for s in sources))
 
 

@@ -318,6 +318,11 @@ def _template_of(layout: Layout) -> Template:
     return _template(dataclasses.replace(layout, nodata=None), nodata)
 
 
+def empty_header(layout: Layout) -> bytes:
+    """GDAL's own header of an empty sparse file of this layout: one directory, its tile tables all zero."""
+    return _template_of(layout).data
+
+
 def header_size(layout: Layout) -> int:
     """Bytes of the header: where the first tile of a file may begin. It does not depend on the tiles."""
     return len(_template_of(layout).data)

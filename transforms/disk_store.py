@@ -174,10 +174,10 @@ class LocalStore:
         return sorted(f"{prefix}/{n}" if prefix else n for n in found)
 
     def folders(self, prefix: str) -> list[str]:
-        """Folders directly below `prefix`, sorted."""
+        """Folders directly below `prefix`, sorted; not an empty one, which a writer has made for its first file."""
         try:
             with os.scandir(self.path(prefix)) as entries:
-                found = [e.name for e in entries if e.is_dir() and e.name != PARTS]
+                found = [e.name for e in entries if e.is_dir() and e.name != PARTS and _holds_any(e.path)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(f"{prefix}/{n}" if prefix else n for n in found)
@@ -207,6 +207,12 @@ class LocalStore:
                 (Path(folder) / file).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else may be writing or removing here
                 Path(folder).rmdir()
+
+
+def _holds_any(folder: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        return next(found, None) is not None
+    return False
 
 
 def _stat(found: os.stat_result) -> Stat:

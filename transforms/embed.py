@@ -6,10 +6,9 @@ import functools
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +24,16 @@ from transforms.drift import Drift, Guard
 from transforms.encode import Session, WindowEncoder, device_kind, observation_counts, session_of
 from transforms.failures import TWICE, Tally, failure_of
 from transforms.fragments import DRIFT, RASTERS, compress, layouts_of, part_of, reasons_of
-from transforms.grid import TILE_PX, Block, Tile, tile_of
+from transforms.grid import Block, Tile, tile_of
 from transforms.heaps import give_back_freed_memory, keep_heaps_few
 from transforms.memory import Budget
 from transforms.objects import local_file
-from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
+from transforms.plans import BlockTask, Plan, desk_of
 from transforms.preview import Colours, colours_from_json
-from transforms.publish import TileFacts, clear_work, publish_tile, published_item
 from transforms.receipts import ATTEMPTS, DONE, FAILED, Desk, Receipt
-from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
+from transforms.regions import Clip
 from transforms.scenes import ASCENDING, DESCENDING, Scene
+from transforms.statistics import layer_normed, statistics_of
 from transforms.storage import Store, open_store
 from transforms.throttle import CarryingPool, Counters, charged
 from transforms.watchdog import watched
@@ -92,63 +91,17 @@ def inventory_of(plan: Plan) -> Path:
 
 
 @functools.lru_cache(maxsize=4)  # a process works on one or two tiles at a time; a tile's rows are some 100 kB
-def _scenes(path: Path, tile: str) -> tuple[Scene, ...]:
+def scenes_at(path: Path, tile: str) -> tuple[Scene, ...]:
+    """A tile's rows of an inventory."""
     return tuple(inventory.read_tile(path, tile))
 
 
 @functools.lru_cache(maxsize=4)
-def _clip(plan: Plan, digest: str) -> Clip | None:
+def clip_at(plan: Plan, digest: str) -> Clip | None:
+    """What is embedded of a tile, by the digest that its tasks carry; None for all of it."""
     if not digest:
         return None
     return Clip(open_store(plan.out).get(f"_inputs/{digest}.clip.geojson").decode())
-
-
-@functools.lru_cache(maxsize=2)
-def _region(plan: Plan) -> Region | None:
-    if not plan.region:
-        return None
-    return region_from_geojson(json.loads(open_store(plan.out).get(f"_inputs/{plan.region}.region.geojson")))
-
-
-def plan_tile(plan: Plan, tile: str) -> tuple[BlockTask, ...]:
-    """The blocks that a tile still needs: none when its revision is published.
-
-    Pixels that were embedded for another region stay: the new revision covers both. Publishing the new region alone
-    would take the old one's pixels away.
-    """
-    store = open_store(plan.out)
-    item = published_item(store, tile, plan.period, plan.model_name)
-    properties = item.get("properties", {})
-    region = _region(plan)
-    clip = clip_of(region, tile) if region else None
-    if clip is not None and properties:
-        clip = _joined(clip, _clip(plan, _clip_digest(properties)), tile)
-    if clip is not None:
-        store.put_if_absent(f"_inputs/{clip.digest}.clip.geojson", clip.geojson.encode())
-    scenes = inventory.tile_digest(list(_scenes(inventory_of(plan), tile)))
-    revision = revision_of(plan.product, tile, plan.period, scenes, clip.digest if clip else "")
-    if properties.get("tessera:revision") == revision and not plan.force:
-        clear_work(store, plan.period, tile, revision)  # of a worker that died between publishing and clearing up
-        return ()
-    return tasks_of(tile, revision, clip, plan.block_px)
-
-
-def _clip_digest(properties: Mapping[str, Any]) -> str:
-    """Digest of what part of a tile an item holds, "" for all of it."""
-    return str(properties.get("tessera:clip", {}).get("digest", ""))
-
-
-def _joined(clip: Clip, earlier: Clip | None, tile: str) -> Clip | None:
-    """What a tile holds when `clip` is added to `earlier` (None: the whole tile); `earlier` where that is all."""
-    if earlier is None:
-        return None
-    both = union_clips(clip, earlier)
-    if both == earlier:
-        return earlier
-    whole = (tile, 0, 0, TILE_PX, TILE_PX)
-    # By pixels: a union can have other corners than the clip that already covers it.
-    pixels = both.mask(*whole)
-    return next((c for c in (earlier, clip) if np.array_equal(pixels, c.mask(*whole))), both)
 
 
 @dataclasses.dataclass
@@ -181,7 +134,7 @@ def embed_window(
       ReadError: a file of the block cannot be read.
     """
     profile = worker.model.profile
-    scenes = _scenes(inventory_of(worker.plan), tile.name)
+    scenes = scenes_at(inventory_of(worker.plan), tile.name)
     strips = [
         range(r, min(r + budget.strip_px, block.row_px + block.height_px))
         for r in range(block.row_px, block.row_px + block.height_px, budget.strip_px)
@@ -266,12 +219,15 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
     """
     plan, store, block = worker.plan, worker.store, task.block
     desk, began, clock = desk_of(plan, task), _now(), time.perf_counter()
-    if found := made(store, desk, block, device_kind(plan.provider)):
+    if found := made(store, desk, task, plan.period, device_kind(plan.provider)):
         return found
+    if found := desk.standing(store, block.name):
+        return found if found.run == plan.run else _leave(worker, desk, block, dataclasses.replace(found, run=plan.run))
     tile = tile_of(block.tile)
     head = Receipt(
         tile.name, plan.period, task.revision, block.row_px, block.col_px, block.height_px, block.width_px, FAILED,
         plan=plan.blocks_made_with, device=device_kind(plan.provider), started=began, host=socket.gethostname(),
+        run=plan.run,
     )  # fmt: skip
     attempt = desk.begin(store, block.name)
     if not attempt:
@@ -280,18 +236,20 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
         return _leave(worker, desk, block, receipt)
     head, account = dataclasses.replace(head, attempts=attempt), Counters()
     try:
-        clip = _clip(plan, task.clip)
+        clip = clip_at(plan, task.clip)
         wanted = (
             np.ones((block.height_px, block.width_px), bool)
             if clip is None
             else clip.mask(tile.name, block.row_px, block.col_px, block.height_px, block.width_px)
         )
-        budget = budget_of(plan, worker.model, _scenes(inventory_of(plan), tile.name))
+        budget = budget_of(plan, worker.model, scenes_at(inventory_of(plan), tile.name))
         what = f"tile {tile.name}, block at row {block.row_px}, col {block.col_px}"
         with charged(account), watched(what, lambda: desk.hung(store, block.name, attempt)) as watch:
             made_now = embed_window(worker, tile, block, wanted, budget, watch.beat)
         give_back_freed_memory()
         begun = time.perf_counter()
+        m = made_now
+        figures = statistics_of(m.codes, m.scale, m.counts, m.reasons, layer_normed(worker.model), worker.pool)
         parts = _write_fragments(worker, desk, tile, block, made_now)
         timings = made_now.timings_s | {"write": time.perf_counter() - begun, "total": time.perf_counter() - clock}
         receipt = dataclasses.replace(
@@ -300,6 +258,7 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             counts=made_now.figures,
             drift=made_now.drift.record(),
             warnings=list(made_now.drift.reasons),
+            statistics=figures.to_record(),
             parts=parts,
             timings_s={k: round(v, 3) for k, v in timings.items()},
             ended=_now(),
@@ -313,13 +272,14 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
     return _leave(worker, desk, block, dataclasses.replace(receipt, network=network))
 
 
-def made(store: Store, desk: Desk, block: Block, device: str) -> Receipt | None:
+def made(store: Store, desk: Desk, task: BlockTask, period: str, device: str) -> Receipt | None:
     """The receipt of a block that is done on this kind of device, with all of its fragments there."""
+    block = task.block
     try:
         receipt = desk.read(store, block.name, DONE)
     except (FileNotFoundError, BadInput):
         return None
-    if receipt.device != device:
+    if receipt.device != device or not receipt.is_of(block, period, task.revision):
         return None
     for key in RASTERS:
         size = receipt.parts[key]["size_bytes"]
@@ -349,7 +309,7 @@ def _leave(worker: Worker, desk: Desk, block: Block, receipt: Receipt) -> Receip
     """Writes the receipt, and what the run's own folder keeps of it: published tiles lose their receipts."""
     store, plan = worker.store, worker.plan
     desk.write(store, block.name, receipt)
-    record = {k: v for k, v in dataclasses.asdict(receipt).items() if k not in ("parts", "plan")}
+    record = {k: v for k, v in dataclasses.asdict(receipt).items() if k not in ("parts", "plan", "statistics")}
     name = f"{block.tile}_{plan.period}_{block.name}.json"
     store.replace(f"_runs/{plan.run}/blocks/{name}", json.dumps(record, sort_keys=True).encode())
     if receipt.status == FAILED:
@@ -366,25 +326,6 @@ def _leave(worker: Worker, desk: Desk, block: Block, receipt: Receipt) -> Receip
 def stop_name(plan: Plan) -> str:
     """The object that says why a run begins no further block; absent while it goes on."""
     return f"_runs/{plan.run}/stop.txt"
-
-
-def publish_if_complete(worker: Worker, task: BlockTask) -> bool:
-    """Publishes the task's tile when all of its blocks are done. True when this call did it."""
-    plan, store = worker.plan, worker.store
-    clip = _clip(plan, task.clip)
-    tasks = tasks_of(task.block.tile, task.revision, clip, plan.block_px)
-    statuses = desk_of(plan, task).statuses(store)
-    if any(statuses.get(t.block.name) != DONE for t in tasks):
-        return False
-    # Another run may have published other pixels of this tile since it was planned. To put ours in their place would
-    # lose them: the tile stays as it is, and the next run makes it for both.
-    there = published_item(store, task.block.tile, plan.period, plan.model_name).get("properties", {})
-    if there and clip is not None and _joined(clip, _clip(plan, _clip_digest(there)), task.block.tile) != clip:
-        return False
-    record = None if clip is None else {"digest": clip.digest, "geometry": json.loads(clip.geojson)}
-    scenes = list(_scenes(inventory_of(plan), task.block.tile))
-    facts = TileFacts(scenes, worker.frozen, plan.inventory, record)
-    return publish_tile(store, plan, worker.model.profile, tasks, facts, plan.version)
 
 
 def _now() -> str:

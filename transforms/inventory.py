@@ -264,7 +264,7 @@ def read_tile(path: str | Path, tile: str) -> list[Scene]:
     Raises:
       BadInput: as `read_header`; a tile that is not in the inventory.
     """
-    metadata, _, groups = _opened(path)
+    metadata, header, groups = _opened(path)
     if tile not in groups:
         names = sorted(groups)
         raise BadInput(f"{path}: tile {tile} is not in it; it has {_few(names)}")
@@ -272,9 +272,13 @@ def read_tile(path: str | Path, tile: str) -> list[Scene]:
         return []
     try:
         with pq.ParquetFile(path, metadata=metadata) as file:
-            return scenes_of(file.read_row_group(group))
-    except (pa.ArrowException, OSError) as e:
+            scenes = scenes_of(file.read_row_group(group))
+        digest = tile_digest(scenes)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
         raise BadInput(f"{path}: tile {tile} cannot be read ({e}); build the inventory again") from None
+    if digest != next(TileRecord(*t).digest for t in header["tiles"] if t[0] == tile):
+        raise BadInput(f"{path}: the scenes of tile {tile} are not those that were frozen; build the inventory again")
+    return scenes
 
 
 def write_inventory(
@@ -299,6 +303,8 @@ _SCENE_FIELDS = tuple(f.name for f in dataclasses.fields(Scene) if f.name != "as
 def _row(scene: Scene) -> dict[str, Any]:
     """As `dataclasses.asdict`, without its deep copies: this is done for two million scenes."""
     assets = [{name: getattr(a, name) for name in _ASSET_FIELDS} for a in scene.assets]
+    for a in assets:  # whole numbers of an item come back from Parquet as floats, and digests must not notice
+        a["transform"] = tuple(map(float, a["transform"]))
     return {name: getattr(scene, name) for name in _SCENE_FIELDS} | {"assets": assets}
 
 
@@ -318,13 +324,16 @@ def _opened(path: str | Path) -> _Opened:
 def _footer(path: str, _size_bytes: int, _mtime_ns: int) -> _Opened:
     try:
         metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as e:
+        text = (metadata.metadata or {}).get(METADATA_KEY)
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise BadInput(
             f"inventory {path}: not a Parquet file, or cut short ({e}); make it with tessera-beam inventory build"
         ) from None
-    text = (metadata.metadata or {}).get(METADATA_KEY)
-    header = json.loads(text) if text else {}
-    if header.get("format") != FORMAT:
+    try:
+        header = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"inventory {path}: its header is damaged ({e}); build it again") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise BadInput(f"{path} is a Parquet file but no inventory; make one with tessera-beam inventory build")
     if header["version"] > VERSION:
         raise BadInput(
@@ -333,9 +342,13 @@ def _footer(path: str, _size_bytes: int, _mtime_ns: int) -> _Opened:
         )
     groups: dict[str, int | None] = {}
     filled = 0
-    for record in (TileRecord(*t) for t in header["tiles"]):
-        groups[record.name] = filled if record.rows else None
-        filled += bool(record.rows)
+    try:
+        for record in (TileRecord(*t) for t in header["tiles"]):
+            groups[record.name] = filled if record.rows else None
+            filled += bool(record.rows)
+        _inventory(Path(path), header)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise BadInput(f"inventory {path}: its header is damaged ({e}); build it again") from None
     if filled != metadata.num_row_groups:
         raise BadInput(f"inventory {path}: {metadata.num_row_groups} row groups for {filled} tiles; build it again")
     return metadata, header, groups

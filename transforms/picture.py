@@ -1,21 +1,22 @@
 """Pictures: the preview's overviews and header, and the thumbnail, from the preview's internal tiles."""
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from model.errors import BadInput
-from transforms.cog import Layout, Template, describe, directories, encode_tile, template_from, template_profile
+from transforms.cog import Layout, encode_tile
+from transforms.pyramid import pyramid_header
 
 THUMBNAIL_PX = 512
 OVERVIEWS = (2, 4, 8, 16, 32)  # 10,980 px down to 344: one screen
+HALVED_ROWS = 128  # of the halved image at once: the sums of a whole tile would take 500 MB
 
 Picture = NDArray[np.uint8]
 
@@ -83,7 +84,8 @@ def preview_head(
     levels = [half.pixels]
     for _ in OVERVIEWS[1:]:
         levels.append(_halved(levels[-1]))
-    at, bodies = len(out), []
+    whole = io.BytesIO()  # its value is the buffer itself: a list of tiles would be joined to a copy of 100 MB
+    whole.write(out)
     T = layout.tile_px
     for n in reversed(range(len(levels))):  # a reader that zooms in finds the small images in front
         factor = OVERVIEWS[n]
@@ -94,42 +96,38 @@ def preview_head(
         for place, pixels in _squares(levels[n][: height - top, : width - left], top, left, layout):
             body = encode_tile(pixels, layout)
             if body:
-                where[place], lengths[place] = at, len(body)
-                at += len(body)
-                bodies.append(body)
+                where[place], lengths[place] = whole.tell(), len(body)
+                whole.write(body)
         tables[n + 1].fill(out, where, lengths)
-    tables[0].fill(out, np.where(sizes > 0, offsets + np.uint64(at), 0).astype(np.uint64), sizes)
-    return b"".join([out, *bodies]), len(out)
-
-
-def pyramid_header(layout: Layout, factors: tuple[int, ...]) -> tuple[bytes, list[Template]]:
-    """The header of a file with overviews, empty, and the tables of each of its images, the full one first.
-
-    Args:
-      layout: of the full image. factors: of the overviews, ascending.
-    """
-    with rasterio.Env(SPARSE_OK_OVERVIEW="YES"), MemoryFile() as memory:
-        with memory.open(**template_profile(layout), nodata=layout.nodata) as dst:
-            describe(dst, layout)
-            dst.build_overviews(factors, Resampling.nearest)  # of nothing: the quickest way to the directories
-        data = bytes(memory.read())
-    found = directories(data)
-    shapes = [(-(-layout.height_px // f), -(-layout.width_px // f)) for f in (1, *factors)]
-    sizes = [-(-h // layout.tile_px) * -(-w // layout.tile_px) for h, w in shapes]
-    if len(found) != len(sizes):
-        raise BadInput(f"GDAL's header has {len(found)} images, not {len(sizes)}")
-    return data, [template_from(data, at, n) for at, n in zip(found, sizes, strict=True)]
+    tables[0].fill(out, np.where(sizes > 0, offsets + np.uint64(whole.tell()), 0).astype(np.uint64), sizes)
+    whole.seek(0)
+    whole.write(out)
+    return whole.getvalue(), len(out)
 
 
 def _halved(picture: Picture) -> Picture:
     """Means of 2 x 2 pixels, of those with data."""
     h, w = -(-picture.shape[0] // 2), -(-picture.shape[1] // 2)
-    even = np.zeros((2 * h, 2 * w, 3), np.uint16)
-    even[: picture.shape[0], : picture.shape[1]] = picture
-    boxes = even.reshape(h, 2, w, 2, 3)
-    there = np.maximum((boxes > 0).sum((1, 3), dtype=np.uint16), 1)
-    means: Picture = ((boxes.sum((1, 3), dtype=np.uint16) + there // 2) // there).astype(np.uint8)
+    means = np.empty((h, w, 3), np.uint8)
+    for top in range(0, h, HALVED_ROWS):
+        rows = min(HALVED_ROWS, h - top)
+        part = picture[2 * top : 2 * (top + rows)]
+        even = np.zeros((2 * rows, 2 * w, 3), np.uint8)
+        even[: part.shape[0], : part.shape[1]] = part
+        total = _four(even.astype(np.uint16))
+        mean = (total + 2) >> 2
+        there = _four((even > 0).astype(np.uint8)).astype(np.uint16)
+        some = there < 4
+        mean[some] = (total[some] + there[some] // 2) // np.maximum(there[some], 1)
+        means[top : top + rows] = mean
     return means
+
+
+def _four(values: NDArray[Any]) -> NDArray[Any]:
+    """Sums of 2 x 2 pixels."""
+    rows = values[::2] + values[1::2]
+    total: NDArray[Any] = rows[:, ::2] + rows[:, 1::2]
+    return total
 
 
 def _squares(part: Picture, row: int, col: int, layout: Layout) -> Iterable[tuple[tuple[int, int], Picture]]:

@@ -35,6 +35,8 @@ class Plan:
       preview: name of the preview's colours at `_inputs/<name>.preview.json`.
       version: of the software.
       overlap: who owns pixels that lie in two tiles: "full", every tile its own. A part of the product too.
+      overviews: whether embeddings and scales are published with overviews.
+      licence: of the embeddings, for the collection; "" leaves what stands there.
     """
 
     run: str
@@ -57,6 +59,8 @@ class Plan:
     preview: str
     version: str
     overlap: str = "full"
+    overviews: bool = False
+    licence: str = ""
 
     @property
     def blocks_made_with(self) -> dict[str, Any]:

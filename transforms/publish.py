@@ -5,24 +5,30 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.errors import BadInput
 from model.profile import Profile
-from transforms.assembly import DamagedFragment, preview_of, publish_raster, raster_of
-from transforms.fragments import RASTERS, layouts_of
+from transforms.assembly import DamagedFragment, overviews_of, preview_of, publish_raster, raster_of
+from transforms.fragments import OUTSIDE, RASTERS, layouts_of
 from transforms.grid import TILE_PX, Tile, tile_of
 from transforms.inventory import table_of
 from transforms.periods import period_of
 from transforms.plans import BlockTask, Plan, desk_of
+from transforms.pyramid import Level
 from transforms.receipts import DONE, FAILED, Desk, Receipt
 from transforms.scenes import Scene
-from transforms.stac import item, item_path, to_json
+from transforms.stac import folder_of, item, item_path, replaced, replaced_path, to_json
 from transforms.stac_assets import AssetRecord
+from transforms.statistics import block_columns, of_tile, statistics_of_record
 from transforms.storage import Loaded, Store
+
+OVERVIEW_THREADS = 4  # each holds some 40 MB; the blocks of the worker that publishes are done or other processes'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ class TileFacts:
 
 def published_revision(store: Store, tile: str, period: str, model_name: str) -> str:
     """Revision of a tile's item, "" where the tile is not published."""
-    return str(published_item(store, tile, period, model_name).get("properties", {}).get("tessera:revision", ""))
+    return _revision(published_item(store, tile, period, model_name))
 
 
 def published_item(store: Store, tile: str, period: str, model_name: str) -> dict[str, Any]:
@@ -56,36 +62,44 @@ def published_item(store: Store, tile: str, period: str, model_name: str) -> dic
 
 
 def publish_tile(
-    store: Store, plan: Plan, profile: Profile, tasks: Sequence[BlockTask], facts: TileFacts, version: str
-) -> bool:
+    store: Store, plan: Plan, profile: Profile, tasks: Sequence[BlockTask], facts: TileFacts, version: str,
+    overviews: bool = False,
+) -> bool:  # fmt: skip
     """Assembles a tile whose blocks are all done, switches its item, and removes its fragments.
 
     The item is the only object that is ever written over, and only while it is still the one that was there at the
     beginning. Assets of another state of the tile stay: who reads by the old item keeps reading the old bytes. Two
     workers may do this at once: both write the same bytes, and whoever is late finds the item there.
 
+    Args:
+      overviews: whether embeddings and scales get overviews, made here of the fragments.
+
     Returns:
-      False when another worker has published this tile meanwhile, or a fragment is not what its receipt says.
+      False when another worker has published this tile meanwhile.
+
+    Raises:
+      DamagedFragment: a fragment is not what its receipt says; that receipt is gone, and the block to be made again.
     """
     tile = tile_of(tasks[0].block.tile)
     revision = tasks[0].revision
     desk = desk_of(plan, tasks[0])
     name = item_path(tile.name, plan.period, plan.model_name)
     before = _loaded(store, name)
-    there = _properties(before)
-    if there.get("tessera:revision") == revision and not plan.force:
+    old: dict[str, Any] = json.loads(before.data) if before.data else {}
+    if _revision(old) == revision and not plan.force:
         clear_work(store, plan.period, tile.name, revision)
         return False
-    folder = f"{plan.period}/{tile.name}/{_folder(before, revision)}"
+    home = f"{plan.period}/{tile.name}"
+    version_folder = _folder(store, home, old, revision)
+    folder = f"{home}/{version_folder}"
     try:
-        receipts = [desk.read(store, t.block.name, DONE) for t in tasks]
-        records = _write_assets(store, folder, tile, profile, plan, receipts, desk, facts)
-    except DamagedFragment as e:
-        store.delete(desk.receipt_name(e.block, DONE))  # the next run makes the block again
-        return False
-    except FileNotFoundError:
+        receipts = [_receipt(store, desk, t, plan.period) for t in tasks]
+        records = _write_assets(store, folder, tile, profile, plan, receipts, desk, facts, overviews)
+    except (DamagedFragment, FileNotFoundError) as e:
         if _loaded(store, name).version != before.version:  # another worker has published and cleared up
             return False
+        if isinstance(e, DamagedFragment):
+            store.delete(desk.receipt_name(e.block, DONE))  # so that the block is made again
         raise
     counts: dict[str, int] = {}
     for receipt in receipts:
@@ -95,6 +109,7 @@ def publish_tile(
                 counts[what] = counts.get(what, 0) + n
     counts["pixels"] = TILE_PX**2
     counts["outside"] = TILE_PX**2 - counts["embedded"] - counts["no_optical"]
+    told = [statistics_of_record(r.statistics) for r in receipts if r.statistics]
     record = item(
         tile=tile,
         period=period_of(plan.period),
@@ -111,11 +126,27 @@ def publish_tile(
         software_version=version,
         clip=facts.clip,
         overlap=plan.overlap,
+        statistics=of_tile(told, OUTSIDE) if len(told) == len(receipts) else None,
+        folder=version_folder,
+        predecessor=folder_of(old) if old else "",
     )
+    if old:  # kept before the switch, so that the new item's link never leads nowhere
+        store.put_if_absent(replaced_path(home, folder_of(old)), to_json(replaced(old)))
     if not store.replace_if(name, to_json(record), before.version):
         return False  # another worker was faster, or another run published another revision: that one stays
     clear_work(store, plan.period, tile.name, revision)
     return True
+
+
+def _receipt(store: Store, desk: Desk, task: BlockTask, period: str) -> Receipt:
+    """A block's receipt; raises DamagedFragment for one that is damaged, or of something else."""
+    try:
+        receipt = desk.read(store, task.block.name, DONE)
+    except BadInput:
+        raise DamagedFragment(task.block.name) from None
+    if not receipt.is_of(task.block, period, task.revision):
+        raise DamagedFragment(task.block.name)
+    return receipt
 
 
 def _loaded(store: Store, name: str) -> Loaded:
@@ -126,20 +157,21 @@ def _loaded(store: Store, name: str) -> Loaded:
         return Loaded(b"", "")
 
 
-def _properties(item: Loaded) -> dict[str, Any]:
-    return dict(json.loads(item.data).get("properties", {})) if item.data else {}
+def _revision(item: dict[str, Any]) -> str:
+    return str(item.get("properties", {}).get("tessera:revision", ""))
 
 
-def _folder(before: Loaded, revision: str) -> str:
-    """Where a revision's assets go: its first 8 digits; when it is made once more, a folder beside that.
+def _folder(store: Store, home: str, old: dict[str, Any], revision: str) -> str:
+    """Where a revision's assets go: its first 8 digits; a folder beside that when that one was published once before.
 
-    So a reader of the item that is there never has its files written over, not even by --force.
+    So a reader of an older item never has its files written over, neither by --force nor by a return to old scenes.
     """
-    if not before.data or _properties(before).get("tessera:revision") != revision:
+    if not old:
         return revision[:8]
-    used = str(json.loads(before.data)["assets"]["embeddings"]["href"]).removeprefix("./").partition("/")[0]
-    _, _, n = used.partition(".")
-    return f"{revision[:8]}.{int(n or 0) + 1}"
+    n = int(folder_of(old).partition(".")[2] or 0) + 1 if _revision(old) == revision else 0
+    while store.stat(replaced_path(home, name := f"{revision[:8]}.{n}" if n else revision[:8])) is not None:
+        n += 1
+    return name
 
 
 def clear_work(store: Store, period: str, tile: str, revision: str) -> None:
@@ -158,7 +190,7 @@ def clear_work(store: Store, period: str, tile: str, revision: str) -> None:
 
 def _write_assets(
     store: Store, folder: str, tile: Tile, profile: Profile, plan: Plan, receipts: list[Receipt], desk: Desk,
-    facts: TileFacts,
+    facts: TileFacts, overviews: bool,
 ) -> dict[str, AssetRecord]:  # fmt: skip
     tags = (
         ("TESSERA_MODEL", plan.model_name),
@@ -171,11 +203,16 @@ def _write_assets(
     layouts = layouts_of(tile, profile.dims, tags)
     here = f"./{folder.rpartition('/')[2]}"
     records = {}
+    levels: dict[str, list[Level]] = {}
+    if overviews:
+        with ThreadPoolExecutor(OVERVIEW_THREADS) as pool:
+            floor, floor_of = profile.scale_floor, profile.scale_floor_of
+            levels = overviews_of(store, desk, layouts, receipts, floor, floor_of, pool)
     for key in RASTERS:
         if key == "preview":
             raster, thumbnail = preview_of(store, desk, layouts[key], receipts)
         else:
-            raster = raster_of(desk, key, layouts[key], receipts)
+            raster = raster_of(desk, key, layouts[key], receipts, levels.get(key, ()))
         stat = publish_raster(store, desk, key, raster, receipts, f"{folder}/{key}.tif")
         records[key] = AssetRecord(f"{here}/{key}.tif", stat.size_bytes, raster.crc32c)
     small = {
@@ -216,5 +253,7 @@ def blocks_table(receipts: list[Receipt]) -> pa.Table:
         for r in receipts
     ]
     table = pa.Table.from_pylist(rows)
-    meta = json.dumps({"format": "tessera-beam/blocks", "version": 2})
+    for name, kind, values in block_columns([r.statistics for r in receipts]):
+        table = table.append_column(pa.field(name, kind), pa.array(values, kind))
+    meta = json.dumps({"format": "tessera-beam/blocks", "version": 3})
     return table.replace_schema_metadata({"tessera_beam": meta})

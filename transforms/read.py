@@ -15,13 +15,13 @@ import rasterio.warp
 import rasterio.windows
 from numpy.typing import NDArray
 
-from transforms import jp2, jp2_decode
+from transforms import jp2, jp2_decode, tiff
 from transforms.catalogs.hrefs import is_remote, resolve
 from transforms.catalogs.registry import BY_NAME
 from transforms.fetching import Fetch, FetchError, Piece, Version
 from transforms.grid import PIXEL_M, Tile
 from transforms.heaps import lasting
-from transforms.remote import GTIFF, Header, fetcher, read_window
+from transforms.remote import GTIFF, HEAD_BYTES, Header, fetcher, read_window
 from transforms.scenes import Asset, Scene
 from transforms.tiff import Damaged, NotACog, Window
 from transforms.tiff_decode import GDAL_CACHE_BYTES
@@ -116,7 +116,7 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
     path = resolve(root, asset.href)
     if is_remote(path):
         part, facts = _ranged(scene, asset, path, window, fetcher())
-    elif _is_jp2(path, _formats(scene)[0]):
+    elif _is_tiled(path) or _is_jp2(path, _formats(scene)[0]):
         part, facts = _ranged(scene, asset, path, window, _from_disk)
     else:
         part, facts = _local(scene, asset, path, window)
@@ -177,6 +177,15 @@ def _is_jp2(path: str, drivers: tuple[str, ...]) -> bool:
             return jp2.is_jp2(file.read(len(jp2.SIGNATURE)))
     except OSError:
         return False  # GDAL says what is wrong with it, in the words that it has for all others
+
+
+def _is_tiled(path: str) -> bool:
+    """Whether a file is a tiled TIFF, read as on a server: GDAL passes over bad tags and zlib's checksums in silence."""
+    try:
+        with Path(path).open("rb") as file:
+            return tiff.is_tiled(file.read(HEAD_BYTES))
+    except OSError:
+        return False
 
 
 def _from_disk(url: str, start: int, stop: int, version: Version | None) -> Piece:
@@ -350,7 +359,7 @@ def nearest_across(scene: Scene, asset: Asset, root: str, centres: Centres, fill
       ReadError: as `read_patch`.
     """
     a, _, c, _, e, f = asset.transform
-    height, width = centres[0].shape
+    shape = centres[0].shape
 
     def position(low: float, high: float, origin: float, step: float, size: int) -> tuple[int, int]:
         ends = sorted(int(np.floor((v - origin) / step)) for v in (low, high))
@@ -359,12 +368,11 @@ def nearest_across(scene: Scene, asset: Asset, root: str, centres: Centres, fill
     c0, c1 = position(float(centres[0].min()), float(centres[0].max()), c, a, asset.width_px)
     r0, r1 = position(float(centres[1].min()), float(centres[1].max()), f, e, asset.height_px)
     if r1 <= r0 or c1 <= c0:
-        return np.full((height, width), fill, np.float32)
+        return np.full(shape, fill, np.float32)
     patch = read_patch(scene, asset, root, r0, c0, r1 - r0, c1 - c0)
-    out = np.full((height, width), fill, np.float32)  # not before: reading takes most, and many do so at once
-    ok = patch.valid()
-    rows = max(1, CHUNK_PX // width)
-    for start in range(0, height, rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB
+    out = np.full(shape, fill, np.float32)  # not before: reading takes most, and many do so at once
+    ok, rows = patch.valid(), max(1, CHUNK_PX // shape[1])
+    for start in range(0, shape[0], rows):  # in pieces: whole numbers of 64 bits for a block would be 130 MB
         part = slice(start, start + rows)
         j = np.floor((centres[0][part] - c) / a).astype(np.int64) - c0
         i = np.floor((centres[1][part] - f) / e).astype(np.int64) - r0

@@ -1,17 +1,23 @@
 """Receipts: the small records that a block ended, and the markers of those that began."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 import socket
-from typing import Any
+from typing import Any, get_origin
 
 from model.errors import BadInput
-from transforms.failures import HUNG, KILLED
+from transforms.failures import HUNG, KILLED, TWICE
+from transforms.fragments import RASTERS, places_of
+from transforms.grid import Block
+from transforms.statistics import statistics_of_record
 from transforms.storage import Store, alive
 
 FORMAT = "tessera-beam/receipt"
-VERSION = 3  # 2: `drift` and `warnings`; 3: `network`
+VERSION = 4  # 2: `drift` and `warnings`; 3: `network`; 4: `statistics` and `run`
+SEALED = 4  # from this version on a receipt holds its own sha256
 DONE = "done"
 FAILED = "failed"
 HUNG_MARK = b" hung"
@@ -34,11 +40,13 @@ class Receipt:
         tokens.
       drift: what the guard measured on the block's clear pixels (`drift.Drift.record`), {} where it looked at none.
       warnings: what is suspected of the block though it is done, in words.
+      statistics: of the block's pixels (`statistics.Statistics.to_record`), {} in receipts of older versions.
       parts: per asset the compressed COG tiles: {"sizes": [...], "size_bytes", "sha256", "crc32c"}.
       timings_s: read, build, encode, write, total.
       network: what fetching took (names of `throttle.Counters.read`), {} where all files are local. Like clocks it is
         not the same in two runs.
       started, ended: UTC, ISO 8601. `host`: of the worker. `attempts`: how often the block was begun.
+      run: that wrote it, "" in receipts of older versions.
     """
 
     tile: str
@@ -58,6 +66,7 @@ class Receipt:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     drift: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     timings_s: dict[str, float] = dataclasses.field(default_factory=dict)
     network: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -65,6 +74,7 @@ class Receipt:
     ended: str = ""
     host: str = ""
     attempts: int = 1
+    run: str = ""
 
     @property
     def block(self) -> str:
@@ -73,7 +83,33 @@ class Receipt:
 
     def to_json(self) -> bytes:
         fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        return json.dumps(fields, sort_keys=True).encode()
+        return json.dumps(fields | {"sha256": _seal(fields)}, sort_keys=True).encode()
+
+    def is_of(self, block: Block, period: str, revision: str) -> bool:
+        """Whether this is what became of that block of that revision, and its parts are such as its window has.
+
+        Receipts lie where others can write. What they say decides where the COG tiles of a published file are.
+        """
+        mine = Block(self.tile, self.row_px, self.col_px, self.height_px, self.width_px)
+        if (mine, self.period, self.revision) != (block, period, revision):
+            return False
+        places = len(list(places_of(block.row_px, block.col_px, block.height_px, block.width_px)))
+        return all(_is_part(self.parts.get(key), places) for key in RASTERS) and all(
+            type(self.counts.get(what)) is int for what in ("embedded", "no_optical")
+        )
+
+
+def _is_part(part: Any, places: int) -> bool:
+    if not isinstance(part, dict) or not isinstance(sizes := part.get("sizes"), list):
+        return False
+    numbers = len(sizes) == places and all(type(n) is int and n >= 0 for n in sizes)
+    sums = re.fullmatch("[0-9a-f]{64} [0-9a-f]{8}", f"{part.get('sha256')} {part.get('crc32c')}")
+    return numbers and sums is not None and part.get("size_bytes") == sum(sizes)
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    """sha256 over all fields: disks and networks change bytes that still are JSON."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def receipt_from_json(data: bytes) -> Receipt:
@@ -84,16 +120,27 @@ def receipt_from_json(data: bytes) -> Receipt:
     """
     try:
         fields = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BadInput(f"a receipt that is not JSON: {e}") from None
-    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise BadInput("a file in the place of a receipt is none")
-    if (version := fields.pop("version", None)) not in range(1, VERSION + 1):
+    version, said = fields.get("version"), fields.pop("sha256", None)
+    if type(version) is not int or version not in range(1, VERSION + 1):
         raise BadInput(f"receipt version {version}: this release reads 1 to {VERSION}; use a newer tessera-beam")
+    whole = said == _seal(fields)
+    del fields["format"], fields["version"]
     try:
-        return Receipt(**fields)
-    except TypeError as e:  # fields missing or unknown
+        receipt = Receipt(**fields)
+        if receipt.statistics:
+            statistics_of_record(receipt.statistics)
+    except (TypeError, ValueError) as e:  # fields missing or unknown; no statistics
         raise BadInput(f"a damaged receipt: {e}") from None
+    for field in dataclasses.fields(Receipt):
+        if type(getattr(receipt, field.name)) is not (get_origin(field.type) or field.type):
+            raise BadInput(f"a damaged receipt: {field.name} is not of type {field.type}")
+    if version >= SEALED and not whole:
+        raise BadInput("a damaged receipt: its sha256 is not that of what it says")
+    return receipt
 
 
 def whoami() -> bytes:
@@ -151,6 +198,19 @@ class Desk:
             store.delete(self.receipt_name(block, FAILED))
         for n in range(1, ATTEMPTS + 1):
             store.delete(f"{self.folder}/{block}.attempt{n}")
+
+    def standing(self, store: Store, block: str) -> Receipt | None:
+        """The failed receipt of a block that ended its workers, until the run that wrote it has come to its end.
+
+        Whoever starts a dead run again wants the other blocks: tried anew each time, a few such blocks would end every
+        run before it gets to them. Who has seen a run's end and asks once more gets another try.
+        """
+        try:
+            receipt = self.read(store, block, FAILED)
+        except (FileNotFoundError, BadInput):
+            return None
+        ended = not receipt.run or store.stat(f"_runs/{receipt.run}/run.json") is not None
+        return None if ended or receipt.cause not in TWICE else receipt
 
     def hung(self, store: Store, block: str, attempt: int) -> None:
         """Notes in an attempt's marker that its process is ended by the watchdog."""

@@ -196,7 +196,9 @@ def _status(response: dict[str, Any]) -> int:
 
 
 def _final(operation: str, what: str, code: str, status: int) -> Exception:
-    if code == "NoSuchKey":
+    # A body that is empty or broken off leaves the status alone. It can be that of the bucket: then the look before
+    # work or the next write says so.
+    if code == "NoSuchKey" or (operation == "get_object" and code == "404"):
         return FileNotFoundError(f"{what} is not there")
     said = f"{what}: {operation} was refused ({code or status})"
     if code in FULL or status == 507:

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import BadInput
@@ -19,9 +19,9 @@ from transforms.stac_assets import (
     asset_of,
     kinds_of,
     proj_of,
-    shared_fields,
 )
-from transforms.stac_geometry import bbox_of, geometry_of, union_of
+from transforms.stac_geometry import bbox_of, geometry_of
+from transforms.statistics import Statistics, band_statistics, summary_of
 
 STAC_VERSION = "1.0.0"  # the emb schema v0.0.1 includes the core 1.0.0 schemas and fails with any other
 ONNX = "application/octet-stream; profile=onnx"  # ONNX has no registered media type
@@ -29,11 +29,10 @@ JSON = "application/json"
 GEOJSON = "application/geo+json"
 PRODUCT_FORMAT = "tessera-beam/product"
 PRODUCT_VERSION = 1
-LINKED_ITEMS = 1000  # above, a collection's own list of items helps nobody: items.parquet has them
 
-_EXTENSIONS = "https://stac-extensions.github.io"
+EXTENSIONS = "https://stac-extensions.github.io"
 ITEM_EXTENSIONS = tuple(
-    f"{_EXTENSIONS}/{name}/schema.json"
+    f"{EXTENSIONS}/{name}/schema.json"
     for name in (
         "classification/v1.1.0",
         "embeddings/v0.0.1",
@@ -43,9 +42,6 @@ ITEM_EXTENSIONS = tuple(
         "projection/v2.0.0",
         "raster/v1.1.0",  # the one that goes with core 1.0.0; v2 needs the `bands` of core 1.1
     )
-)
-COLLECTION_EXTENSIONS = tuple(
-    f"{_EXTENSIONS}/{name}/schema.json" for name in ("classification/v1.1.0", "embeddings/v0.0.1", "raster/v1.1.0")
 )
 
 
@@ -80,6 +76,16 @@ def item_id(tile: str, period: str, model_name: str) -> str:
 def item_path(tile: str, period: str, model_name: str) -> str:
     """Where an item lies in its output folder."""
     return f"{period}/{tile}/{item_id(tile, period, model_name)}.json"
+
+
+def model_path(model_sha256: str) -> str:
+    """Where the model's own item lies, beside the model."""
+    return f"_inputs/{model_sha256}.json"
+
+
+def replaced_path(home: str, folder: str) -> str:
+    """Where an item stays that another one has replaced: beside its assets in the `folder` of the tile's `home`."""
+    return f"{home}/{folder}/item.json"
 
 
 def collection_id(model_name: str) -> str:
@@ -134,17 +140,23 @@ def item(
     software_version: str,
     clip: Mapping[str, Any] | None = None,
     overlap: str = "full",
+    statistics: Statistics | None = None,
+    folder: str = "",
+    predecessor: str = "",
 ) -> dict[str, Any]:
     """The STAC item of one published tile: equal arguments give an equal item.
 
     Args:
-      revision: hexadecimal; its first 8 digits are the assets' folder.
+      revision: hexadecimal; its first 8 digits begin the name of the assets' folder.
       created: freeze time of the inventory, not of this call.
       assets: by key, of `ASSET_KEYS`; "embeddings" must be there.
       counts: of pixels and observations over the tile.
       device_kinds: providers and cards that encoded it.
       sources: collection@provider of the scenes.
       clip: what part of the tile is embedded, None for all of it.
+      statistics: of the whole tile, None where a block's receipt has none.
+      folder: of the assets, the tile's version for people; the first 8 digits of the revision where it is "".
+      predecessor: folder of the item that this one replaces, "" for none.
 
     Raises:
       BadInput: an unknown asset key, no embeddings, a bad model name or time.
@@ -159,6 +171,7 @@ def item(
     named_sources = sorted(set(sources))
     properties: dict[str, Any] = {
         "title": f"{tile.name} {period.name.replace('_', ' to ')}, {model_name}",
+        "version": folder or revision[:8],
         "datetime": None,
         "start_datetime": f"{period.start}T00:00:00Z",
         "end_datetime": f"{period.end}T23:59:59Z",
@@ -168,6 +181,7 @@ def item(
         "proj:code": f"EPSG:{tile.epsg}",
         "proj:bbox": [left_m, top_m - side_m, left_m + side_m, top_m],
         **proj_of(tile, (TILE_PX, TILE_PX)),
+        "processing:level": "L4",  # a model's output
         "processing:software": {"tessera-beam": software_version},
         "processing:version": software_version,
         "processing:lineage": (
@@ -204,18 +218,32 @@ def item(
         "tessera:sources": named_sources,
         "tessera:counts": {name: int(n) for name, n in sorted(counts.items())},
     }
+    figures = {}
+    if statistics is not None:
+        properties["tessera:statistics"] = summary_of(statistics)
+        figures = band_statistics(statistics)
     if clip is not None:
         properties["tessera:clip"] = dict(clip)
     if period.warnings:
         properties["tessera:warnings"] = list(period.warnings)
     up = {"href": "../../collection.json", "type": JSON}
     links = [
-        {"rel": "root", **up},
+        {"rel": "root", "href": "../../catalog.json", "type": JSON},
         {"rel": "parent", **up},
         {"rel": "collection", **up},
         {"rel": "emb:model", "href": f"../../_inputs/{model_sha256}.onnx", "type": ONNX, "title": model_name},
+        {"rel": "derived_from", "href": f"../../{model_path(model_sha256)}", "type": GEOJSON, "title": model_name},
         {"rel": "derived_from", "href": f"../../_inputs/{inventory_digest}.parquet", "type": PARQUET},
     ]
+    if predecessor:
+        links.append(
+            {
+                "rel": "predecessor-version",  # RFC 5829
+                "href": replaced_path(".", predecessor),
+                "type": GEOJSON,
+                "title": "the version before this one, there until `tessera-beam clean` has removed it",
+            }
+        )
     if "scenes" in assets:
         links.append(
             {"rel": "emb:source-data", "href": assets["scenes"].href, "type": PARQUET, "title": "scenes of this tile"}
@@ -230,122 +258,11 @@ def item(
         "bbox": bbox_of(geometry),
         "properties": properties,
         "links": links,
-        "assets": {key: asset_of(key, kinds[key], assets[key], tile) for key in ASSET_KEYS if key in assets},
-    }
-
-
-def collection(
-    *,
-    product: Mapping[str, Any],
-    profile: Profile,
-    items: Iterable[Mapping[str, Any]],
-    created: str,
-    source_urls: Mapping[str, str] | None = None,
-    licence: str = "various",
-    description: str = "",
-) -> dict[str, Any]:
-    """The STAC collection of an output folder: equal arguments give an equal collection, whatever the items' order.
-
-    Args:
-      product: of `product_record`.
-      items: of `item`; read once, and only small facts are kept of each.
-      created: freeze time of the inventory.
-      source_urls: source (collection@provider) -> address of its STAC collection; a source without one is linked
-        by the inventories that the items came from.
-      licence: SPDX identifier, or "various".
-
-    Raises:
-      BadInput: no items, or an item of another product.
-    """
-    model_name = str(product["model"])
-    facts: list[tuple[str, Mapping[str, Any], list[float]]] = []
-    for it in items:
-        properties = it["properties"]
-        if (it["collection"], properties["tessera:model_sha256"]) != (
-            collection_id(model_name),
-            product["model_sha256"],
-        ):
-            raise BadInput(f"item {it['id']} is of another product than {model_name}")
-        kept = ("start_datetime", "end_datetime", "proj:code", "tessera:tile", "tessera:period")
-        small = {k: properties[k] for k in kept}
-        small |= {"sources": tuple(properties["tessera:sources"]), "inventory": properties["tessera:inventory"]}
-        facts.append((it["id"], small, list(it["bbox"])))
-    if not facts:
-        raise BadInput("a collection needs an item: nothing is published here yet")
-    facts.sort(key=lambda f: f[0])
-    every = {k: sorted({f[1][k] for f in facts}) for k in ("proj:code", "tessera:period", "inventory")}
-    starts = sorted(str(f[1]["start_datetime"]) for f in facts)
-    ends = sorted(str(f[1]["end_datetime"]) for f in facts)
-    sources = sorted({s for f in facts for s in f[1]["sources"]})
-    urls = source_urls or {}
-    links: list[dict[str, Any]] = [
-        {"rel": "root", "href": "./collection.json", "type": JSON},
-        {"rel": "emb:model", "href": f"./_inputs/{product['model_sha256']}.onnx", "type": ONNX, "title": model_name},
-    ]
-    links += [{"rel": "emb:source-data", "href": urls[s], "type": JSON, "title": s} for s in sources if s in urls]
-    links += [
-        {
-            "rel": "emb:source-data",
-            "href": f"./_inputs/{digest}.parquet",
-            "type": PARQUET,
-            "title": f"scenes of {', '.join(sources)}",
-        }
-        for digest in every["inventory"]
-    ]
-    if len(facts) <= LINKED_ITEMS:
-        links += [
-            {
-                "rel": "item",
-                "href": "./" + item_path(str(f["tessera:tile"]), str(f["tessera:period"]), model_name),
-                "type": GEOJSON,
-                "title": ident,
-            }
-            for ident, f, _ in facts
-        ]
-    years = f"{starts[0][:4]}" if starts[0][:4] == ends[-1][:4] else f"{starts[0][:4]}-{ends[-1][:4]}"
-    text = description or (
-        f"TESSERA pixel embeddings at 10 m, {profile.dims} int8 codes and a float32 scale a pixel, one STAC item a "
-        f"Sentinel-2 MGRS tile and period, made with {model_name}. Contains modified Copernicus Sentinel data {years}."
-    )
-    return {
-        "type": "Collection",
-        "stac_version": STAC_VERSION,
-        "stac_extensions": list(COLLECTION_EXTENSIONS),
-        "id": collection_id(model_name),
-        "title": f"TESSERA embeddings, {model_name}",
-        "description": text,
-        "keywords": ["embeddings", "Sentinel-1", "Sentinel-2", "TESSERA"],
-        "license": licence,
-        "created": utc(created),
-        "extent": {
-            "spatial": {"bbox": [union_of(f[2] for f in facts)]},
-            "temporal": {"interval": [[starts[0], ends[-1]]]},
-        },
-        "emb:type": "pixel",
-        "emb:dimensions": profile.dims,
-        "emb:temporal_resolution": "P1Y",
-        "data_type": "int8",
-        "gsd": PIXEL_M,
-        "tessera:product": dict(product),
-        "summaries": {
-            "emb:type": ["pixel"],
-            "emb:dimensions": [profile.dims],
-            "data_type": ["int8"],
-            "gsd": [PIXEL_M],
-            "proj:code": every["proj:code"],
-            "tessera:period": every["tessera:period"],
-            "tessera:sources": sources,
-        },
-        "item_assets": {key: shared_fields(key, kind) for key, kind in kinds_of(profile.dims).items()},
         "assets": {
-            "items": {
-                "href": "./items.parquet",
-                "type": PARQUET,
-                "roles": ["collection-mirror", "metadata"],  # stac-geoparquet 1.1's role for it
-                "title": "All items as stac-geoparquet",
-            }
+            key: asset_of(key, kinds[key], assets[key], tile, figures.get(key, ()))
+            for key in ASSET_KEYS
+            if key in assets
         },
-        "links": links,
     }
 
 
@@ -360,11 +277,36 @@ def to_json(record: Mapping[str, Any]) -> bytes:
 
 def rebased(record: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """The same item with its relative hrefs, which start from `folder`, starting from the output folder instead."""
+    return _moved(record, lambda href: posixpath.normpath(posixpath.join(folder, href)))
+
+
+def replaced(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as it stays beside its assets when another one takes its place: its hrefs start from there.
+
+    It says that it is out of date, and where the item is that is not. It may be one of an older release.
+    """
+    folder = folder_of(record)
+    kept = _moved(record, lambda href: posixpath.relpath(href, folder))
+    tile, period, model = (str(kept["properties"][f"tessera:{name}"]) for name in ("tile", "period", "model"))
+    latest = {"rel": "latest-version", "href": f"../{item_id(tile, period, model)}.json", "type": GEOJSON}
+    kept["properties"] = {"version": folder, **kept["properties"], "deprecated": True}
+    kept["links"] = [*kept["links"], latest]
+    return kept
+
+
+def folder_of(record: Mapping[str, Any]) -> str:
+    """The folder of an item's assets, beside the item."""
+    return str(record["assets"]["embeddings"]["href"]).removeprefix("./").partition("/")[0]
+
+
+def _moved(record: Mapping[str, Any], to: Callable[[str], str]) -> dict[str, Any]:
+    """A copy of an item whose relative hrefs are moved."""
 
     def moved(href: str) -> str:
         if "://" in href or href.startswith(("/", "#")):
             return href
-        return "./" + posixpath.normpath(posixpath.join(folder, href))
+        path = to(href)
+        return path if path.startswith("../") else f"./{path}"
 
     properties = dict(record["properties"])
     quantization = dict(properties["emb:quantization"])

@@ -1,6 +1,7 @@
 """Assets: what the files of a published tile are, in the words of STAC."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transforms.grid import SIDE_M, TILE_PX, Tile
@@ -18,6 +19,8 @@ REASON_BITS = (
     ("read_failed", "a file could not be read here, and its scene was left out"),
     ("drift_suspected", "the observations look as if a radiometric offset were wrong"),
 )
+
+COUNTED = ("s2", "s1_ascending", "s1_descending")  # bands of observations.tif, as properties name them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,10 @@ def proj_of(tile: Tile, shape_px: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def asset_of(key: str, kind: AssetKind, record: AssetRecord, tile: Tile) -> dict[str, Any]:
+def asset_of(
+    key: str, kind: AssetKind, record: AssetRecord, tile: Tile, figures: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """An asset of an item. `figures`: of each band, statistics and histogram; () for none."""
     asset = {"href": record.href, **shared_fields(key, kind), "file:size": record.size_bytes}
     if record.sha256:
         asset["file:checksum"] = f"1220{record.sha256}"  # multihash: 12 is sha2-256, 20 its length in bytes
@@ -142,4 +148,6 @@ def asset_of(key: str, kind: AssetKind, record: AssetRecord, tile: Tile) -> dict
         asset["tessera:crc32c"] = record.crc32c
     if kind.bands and record.shape_px not in (None, (TILE_PX, TILE_PX)):
         asset |= proj_of(tile, record.shape_px or (TILE_PX, TILE_PX))
+    if figures:
+        asset["raster:bands"] = [{**band, **more} for band, more in zip(asset["raster:bands"], figures, strict=True)]
     return asset

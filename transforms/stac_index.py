@@ -15,8 +15,9 @@ from shapely.geometry import shape
 
 from model.errors import BadInput
 from transforms.stac import item_path, rebased, utc
-from transforms.stac_assets import ASSET_KEYS
+from transforms.stac_assets import ASSET_KEYS, COUNTED, REASON_BITS
 from transforms.stac_geometry import geometry_of, union_of
+from transforms.statistics import PERCENTILES
 
 INDEX_VERSION = "1.1.0"  # of the stac-geoparquet specification (radiantearth/stac-geoparquet-spec)
 GEO_VERSION = "1.1.0"  # of GeoParquet: the first with bbox columns
@@ -45,9 +46,35 @@ _BITFIELD = pa.struct(
         ("classes", pa.list_(_BITFIELD_CLASS)),
     ]
 )
+
+
+def _range(number: pa.DataType) -> pa.DataType:
+    return pa.struct([(name, number) for name in ("minimum", "maximum", *(f"p{q:02d}" for q in PERCENTILES))])
+
+
+_STATISTICS = pa.struct(
+    [
+        ("embedded", pa.int64()),
+        ("reasons", pa.struct([(name, pa.int64()) for name in ("clear", *(name for name, _ in REASON_BITS))])),
+        ("observations", pa.struct([(name, _range(pa.int64())) for name in COUNTED])),
+        ("scales", _range(pa.float64())),
+        ("norm", pa.struct([("checked", pa.int64()), ("astray", pa.int64())])),
+    ]
+)
+_FIGURES = [
+    (
+        "statistics",
+        pa.struct([(name, pa.float64()) for name in ("minimum", "maximum", "mean", "stddev", "valid_percent")]),
+    ),
+    (
+        "histogram",
+        pa.struct([("count", pa.int64()), ("min", pa.int64()), ("max", pa.int64()), ("buckets", pa.list_(pa.int64()))]),
+    ),
+]
 # Properties become columns of their own; what `tessera:clip` says differs from region to region, so it stays JSON.
 _PROPERTIES: dict[str, pa.DataType] = {
     "title": pa.string(),
+    "version": pa.string(),
     "datetime": _TIME,
     "start_datetime": _TIME,
     "end_datetime": _TIME,
@@ -58,6 +85,7 @@ _PROPERTIES: dict[str, pa.DataType] = {
     "proj:bbox": pa.list_(pa.float64()),
     "proj:shape": pa.list_(pa.int64()),
     "proj:transform": pa.list_(pa.float64()),
+    "processing:level": pa.string(),
     "processing:software": pa.struct([("tessera-beam", pa.string())]),
     "processing:version": pa.string(),
     "processing:lineage": pa.string(),
@@ -75,6 +103,7 @@ _PROPERTIES: dict[str, pa.DataType] = {
     "tessera:inventory": pa.string(),
     "tessera:sources": pa.list_(pa.string()),
     "tessera:counts": pa.struct([]),  # its fields are those that the items have
+    "tessera:statistics": _STATISTICS,
     "tessera:clip": pa.string(),
     "tessera:warnings": pa.list_(pa.string()),
 }
@@ -96,8 +125,10 @@ def _asset_type(key: str) -> pa.DataType:
         ("proj:transform", pa.list_(pa.float64())),
     ]
     nodata = pa.string() if key == "scales" else pa.int64()  # "nan" there, a number elsewhere
-    band = pa.struct([("name", pa.string()), ("data_type", pa.string()), ("nodata", nodata)])
-    fields.append(("raster:bands", pa.list_(band)))
+    band = [("name", pa.string()), ("data_type", pa.string()), ("nodata", nodata)]
+    if key in ("observations", "scales"):
+        band += _FIGURES
+    fields.append(("raster:bands", pa.list_(pa.struct(band))))
     if key == "reasons":
         fields.append(("classification:bitfields", pa.list_(_BITFIELD)))
     return pa.struct(fields)

@@ -7,11 +7,12 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from transforms.embed import Worker, embed_block, open_worker, plan_tile, publish_if_complete, stop_name
+from transforms.embed import Worker, embed_block, open_worker, stop_name
 from transforms.plans import BlockTask, Plan, desk_of
 from transforms.publish import published_revision
 from transforms.receipts import DONE
 from transforms.storage import open_store
+from transforms.tiles import plan_tile, publish_if_complete
 
 NAMESPACE = "tessera"  # of the counters; they show progress, the truth is the receipts
 

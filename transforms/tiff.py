@@ -170,6 +170,20 @@ def parse_header(start: bytes, total_bytes: int) -> Header:
     )
 
 
+def is_tiled(start: bytes) -> bool:
+    """Whether a file that begins so is a TIFF whose first directory is among these bytes and speaks of tiles."""
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    if order is None or len(start) < 16:
+        return False
+    big = struct.unpack(order + "H", start[2:4])[0] == 43
+    (at,) = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])
+    head, entry = (8, 20) if big else (2, 12)
+    entries = int.from_bytes(start[at : at + head], "little" if order == "<" else "big")
+    stop = min(len(start) - 1, at + head + entry * min(entries, MAX_ENTRIES))
+    found = {struct.unpack_from(order + "H", start, i)[0] for i in range(at + head, stop, entry)}
+    return bool(found & {TILE_WIDTH, TILE_HEIGHT})
+
+
 def _preamble(start: bytes, total_bytes: int) -> tuple[str, bool, int]:
     """Byte order, whether it is a BigTIFF, and where the first directory lies."""
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
@@ -271,9 +285,9 @@ def _dtype(tags: Mapping[int, Tag], order: str) -> str:
 
 
 def _nodata(tags: Mapping[int, Tag], dtype: str) -> float | None:
-    said = _text(tags, GDAL_NODATA).strip()
-    if not said:
+    if GDAL_NODATA not in tags:
         return None
+    said = _text(tags, GDAL_NODATA).strip()
     try:
         value = float(said)
     except ValueError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -80,7 +81,7 @@ def test_a_right_inventory_raises_no_suspicion_and_its_measures_stand_in_the_rec
         if r["counts"]["embedded"]:
             assert r["drift"]["observations"] > 0
             assert len(r["drift"]["mean"]) == len(r["drift"]["std"]) == len(r["drift"]["sigma"]) == 10
-    assert "Warnings (" not in report.report(clean).read_text()
+    assert "Warnings (" not in Path(report.report(clean)).read_text()
 
 
 def test_an_offset_left_in_is_said_in_receipt_pixels_status_and_page(world, clean, drifting):
@@ -103,7 +104,7 @@ def test_an_offset_left_in_is_said_in_receipt_pixels_status_and_page(world, clea
     said = [(w["tile"], w["row_px"], w["col_px"], w["reason"]) for w in state["warnings"]]
     assert said == sorted((r["tile"], r["row_px"], r["col_px"], w) for r in suspected for w in r["warnings"])
     text = words.status(state)
-    page = report.report(out).read_text()
+    page = Path(report.report(out)).read_text()
     for r in suspected:
         where = f"{r['row_px']}, {r['col_px']}"
         assert f"warning: tile {TILE}, block at row {r['row_px']}, col {r['col_px']}: " in text

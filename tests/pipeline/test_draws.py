@@ -76,6 +76,7 @@ def test_blocks_of_another_size_draw_the_same(world, drawing, done, tmp_path):
     assert_same(published(world, tmp_path / "out"), published(world, done))
 
 
+@pytest.mark.slow
 def test_strips_draw_as_whole_blocks_do(world, drawing, done, tmp_path, monkeypatch):
     low_strips(monkeypatch)
     said = run(world, drawing, tmp_path / "out")

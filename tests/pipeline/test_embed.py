@@ -95,6 +95,7 @@ def test_two_runs_give_the_same_bytes(world, done, tmp_path):
     assert contents(tmp_path / "out") == contents(done)
 
 
+@pytest.mark.slow
 def test_processes_give_the_bytes_of_one_process(world, done, tmp_path):
     run(world, tmp_path / "out", workers=2)
     assert contents(tmp_path / "out") == contents(done)
@@ -116,6 +117,7 @@ def test_another_block_size_gives_the_same_pixels(world, done, tmp_path, block_p
             assert np.array_equal(mine[key], theirs[key], equal_nan=key == "scales"), (tile, key)
 
 
+@pytest.mark.slow
 def test_low_strips_give_the_same_bytes(world, done, tmp_path, monkeypatch):
     low_strips(monkeypatch)
     said: list[str] = []

@@ -21,14 +21,15 @@ from model.errors import BadInput
 from pipeline.embed import EmbedOptions, embed, make_plan
 from transforms import embed as steps
 from transforms import read
-from transforms.embed import embed_block, open_worker, plan_tile, publish_if_complete
+from transforms.embed import embed_block, open_worker
 from transforms.fragments import RASTERS
 from transforms.grid import TILE_PX, tile_of
 from transforms.plans import desk_of
 from transforms.publish import published_revision
-from transforms.receipts import DONE
+from transforms.receipts import DONE, FAILED
 from transforms.regions import region_from_bbox
 from transforms.storage import open_store
+from transforms.tiles import plan_tile, publish_if_complete
 
 TILE = "33TUL"
 HOST = "a-host-that-only-receipts-name"
@@ -251,7 +252,7 @@ def test_another_run_s_region_is_never_replaced_by_ours_and_the_next_run_adds_ou
     assert both["properties"]["tessera:counts"] == item["properties"]["tessera:counts"]
 
 
-def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again(finished, out):
+def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again_on_the_way(finished, out):
     tasks = plan_tile(finished.plan, TILE)
     receipts = [embed_block(finished, t) for t in tasks]
     full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
@@ -260,11 +261,26 @@ def test_a_damaged_fragment_is_not_published_and_its_block_is_made_again(finishe
     data = bytearray(fragment.read_bytes())
     data[len(data) // 2] ^= 1
     fragment.write_bytes(bytes(data))
-    assert not publish_if_complete(finished, full)
-    assert not published_revision(open_store(finished.plan.out), TILE, "2024", finished.plan.model_name)
-    embed_block(finished, full)
     assert publish_if_complete(finished, full)
     assert same_tile(finished, out)
+    assert not folder.exists()
+
+
+def test_a_fragment_that_cannot_be_made_again_leaves_the_tile_as_it_was(finished, monkeypatch):
+    tasks = plan_tile(finished.plan, TILE)
+    receipts = [embed_block(finished, t) for t in tasks]
+    full = next(t for t, r in zip(tasks, receipts, strict=True) if r.counts["embedded"])
+    folder = Path(finished.plan.out) / desk_of(finished.plan, full).folder
+    next(folder.glob(f"{full.block.name}.scales.*.frag")).write_bytes(b"other bytes")
+
+    def unreadable(*_, **__):
+        raise read.ReadError("S2A", "B04", "it is gone")
+
+    monkeypatch.setattr("transforms.embed.read_stack", unreadable)
+    assert not publish_if_complete(finished, full)
+    assert not published_revision(open_store(finished.plan.out), TILE, "2024", finished.plan.model_name)
+    statuses = desk_of(finished.plan, full).statuses(open_store(finished.plan.out))
+    assert statuses[full.block.name] == FAILED
 
 
 def test_a_folder_with_somebody_else_s_files_is_refused(world, options, tmp_path):

@@ -106,7 +106,7 @@ def asset_of(
 def scenes_of(root: str, s2: int, s1: int, radar: str, side_px: int) -> list[Scene]:
     """`root`: "" for files on disk, else a URL under which /N/NAME.tif is NAME.tif for every N: each scene its own."""
     scenes = []
-    for sensor, count, source in ((S2, s2, PC_L2A), (S1, s1 if radar != "none" else 0, PC_RTC)):
+    for sensor, count, source in ((S1, s1 if radar != "none" else 0, PC_RTC), (S2, s2, PC_L2A)):
         for n in range(count):
             here = f"{root}/{n}" if root else ""
             if sensor == S2:

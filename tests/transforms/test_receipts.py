@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.errors import BadInput
 from transforms.disk_store import LocalStore
 from transforms.receipts import ATTEMPTS, DONE, FAILED, Desk, Receipt, receipt_from_json
+from transforms.statistics import NONE
 
 RECEIPT = Receipt("33TWL", "2024", "ab" * 32, 0, 2048, 2048, 1024, DONE)
 BLOCK = "r00000_c02048"
@@ -35,6 +36,7 @@ counts = st.dictionaries(texts, st.integers(0, 2**53), max_size=3)
         counts=counts,
         parts=st.dictionaries(texts, st.dictionaries(texts, st.lists(st.integers(0), max_size=3)), max_size=3),
         timings_s=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
+        statistics=st.sampled_from([{}, NONE.to_record()]),
         network=st.dictionaries(texts, st.integers(0) | st.floats(0, 1e9), max_size=3),
         drift=st.dictionaries(texts, st.lists(st.floats(-1e3, 1e5)), max_size=3),
         warnings=st.lists(texts, max_size=3),
@@ -52,7 +54,7 @@ def test_equal_receipts_are_equal_bytes_whatever_the_order_of_their_counts():
 
 def test_a_newer_version_is_refused_by_number():
     newer = json.loads(RECEIPT.to_json()) | {"version": 7, "mood": "fine"}
-    with pytest.raises(BadInput, match="receipt version 7: this release reads 1 to 3; use a newer tessera-beam"):
+    with pytest.raises(BadInput, match="receipt version 7: this release reads 1 to 4; use a newer tessera-beam"):
         receipt_from_json(json.dumps(newer).encode())
 
 
@@ -68,6 +70,12 @@ def test_a_receipt_of_version_2_is_read_as_one_that_fetched_nothing():
     assert receipt_from_json(json.dumps(old).encode()) == RECEIPT
 
 
+def test_a_receipt_of_version_3_is_read_as_one_without_statistics():
+    fields = json.loads(RECEIPT.to_json())
+    old = {k: v for k, v in fields.items() if k != "statistics"} | {"version": 3}
+    assert receipt_from_json(json.dumps(old).encode()) == RECEIPT
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -80,6 +88,7 @@ def test_a_receipt_of_version_2_is_read_as_one_that_fetched_nothing():
         (b'{"format": "tessera-beam/receipt"}', "version None"),
         (b'{"format": "tessera-beam/receipt", "version": 1}', "damaged.*tile"),
         (json.dumps(json.loads(RECEIPT.to_json()) | {"mood": 1}).encode(), "damaged.*mood"),
+        (json.dumps(json.loads(RECEIPT.to_json()) | {"statistics": {"a": 1}}).encode(), "damaged.*statistics"),
     ],
 )
 def test_what_is_no_receipt_is_refused(data, words):

@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import posixpath
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,15 @@ from stac_schemas import SCHEMAS, complaints, schema_documents
 from model.errors import BadInput
 from model.families import profile_for
 from model.profile import ES_C1, PC_RTC
-from transforms import stac, stac_index
+from transforms import stac, stac_collection, stac_index
 from transforms.grid import tile_of
 from transforms.periods import period_of
 from transforms.stac import AssetRecord
 from transforms.stac_assets import ASSET_KEYS, REASON_BITS
+from transforms.stac_collection import CITATION, PAPER, SENTINEL_TERMS, catalog, collection
 from transforms.stac_geometry import bbox_of, geometry_of, union_of
 from transforms.stac_index import items_parquet, read_items_parquet
+from transforms.statistics import NONE, Statistics, of_tile
 
 needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the published STAC schemas are not in ../shared")
 PROFILE = profile_for("v2", 16)
@@ -63,6 +66,13 @@ def an_item(tile="33TWL", period="2024", **changed):
     return stac.item(**{**fields, **changed})
 
 
+def some_statistics(embedded=True):
+    if not embedded:
+        return of_tile([NONE], 8)
+    block = Statistics({0: 5, 2: 2, 1: 3}, ((0, 0, 7), (2, 5), (7,)), {4000: 6, 4003: 1}, 0.01, 0.0123, 7, 1)
+    return of_tile([block], 8)
+
+
 def a_collection(items, **changed):
     fields = {
         "product": stac.product_record("untrained-v2", SHA, PROFILE),
@@ -70,7 +80,11 @@ def a_collection(items, **changed):
         "items": items,
         "created": CREATED,
     }
-    return stac.collection(**{**fields, **changed})
+    return collection(**{**fields, **changed})
+
+
+def without(item, name):
+    return {**item, "properties": {k: v for k, v in item["properties"].items() if k != name}}
 
 
 ITEMS = {
@@ -78,6 +92,11 @@ ITEMS = {
     "clipped": lambda: an_item(clip={"bbox": [15.1, 45.2, 15.3, 45.4]}),
     "of another twelve months": lambda: an_item(period="2023-07-01/2024-06-30"),
     "across the antimeridian": lambda: an_item("01CCV"),
+    "with statistics": lambda: an_item(statistics=some_statistics()),
+    "with statistics of nothing": lambda: an_item(statistics=some_statistics(embedded=False)),
+    "in the place of another": lambda: an_item(folder="1f2e3d4c.1", predecessor="1f2e3d4c"),
+    "replaced": lambda: stac.replaced(an_item(statistics=some_statistics(), predecessor="00000000")),
+    "replaced, of an older release": lambda: stac.replaced(without(an_item(), "version")),
     "with embeddings alone": lambda: an_item(assets=records(keys=["embeddings"])),
 }
 
@@ -92,6 +111,73 @@ def test_items_satisfy_every_schema_that_they_declare(name):
 def test_the_collection_satisfies_every_schema_that_it_declares():
     both = a_collection([an_item(), an_item("01CCV")], source_urls={ES_C1: "https://catalogue.example/collections/s2"})
     assert complaints(both) == []
+
+
+@needs_schemas
+def test_the_catalogue_satisfies_the_core_schema_and_leads_to_the_collection():
+    product = stac.product_record("untrained-v2", SHA, PROFILE)
+    assert complaints(catalog(product)) == []
+    assert [x["href"] for x in catalog(product)["links"] if x["rel"] == "child"] == ["./collection.json"]
+    assert complaints({**catalog(product), "links": 1})
+
+
+def test_the_collection_says_whose_data_it_is_made_of_and_what_to_cite():
+    made = a_collection([an_item("33TWL", "2023"), an_item("33TWL", "2024")])
+    links = {link["rel"]: link for link in made["links"]}
+    assert made["license"] == "various"
+    assert a_collection([an_item()], licence="CC0-1.0")["license"] == "CC0-1.0"
+    assert links["license"]["href"] == SENTINEL_TERMS
+    assert links["cite-as"]["href"] == PAPER
+    assert made["tessera:citation"] == CITATION
+    assert made["tessera:attribution"] == "Contains modified Copernicus Sentinel data 2023-2024"
+    assert links["derived_from"]["href"] == f"./_inputs/{SHA}.json"
+
+
+def test_a_replaced_item_leads_to_the_same_files_and_to_the_one_in_its_place():
+    item = an_item(folder="1f2e3d4c.1", predecessor="1f2e3d4c", assets=records("1f2e3d4c.1"))
+    kept = stac.replaced(item)
+    for old, new in zip(item["links"], kept["links"], strict=False):
+        assert posixpath.normpath(posixpath.join("1f2e3d4c.1", new["href"])) == posixpath.normpath(old["href"])
+    for key, asset in item["assets"].items():
+        assert kept["assets"][key]["href"] == f"./{asset['href'].rpartition('/')[2]}"
+    assert kept["links"][-1] == {
+        "rel": "latest-version", "href": "../33TWL_2024_untrained-v2.json", "type": "application/geo+json",
+    }  # fmt: skip
+    assert kept["properties"] == item["properties"] | {
+        "deprecated": True, "emb:quantization": kept["properties"]["emb:quantization"],
+    }  # fmt: skip
+    assert kept["properties"]["emb:quantization"]["link"]["href"] == "./scales.tif"
+
+
+def test_statistics_stand_in_the_item_and_beside_the_bands_that_they_are_of():
+    item = an_item(statistics=some_statistics())
+    said = item["properties"]["tessera:statistics"]
+    assert said["norm"] == {"checked": 7, "astray": 1}
+    assert said["observations"]["s1_ascending"] == {
+        "minimum": 0, "maximum": 1, "p01": 0, "p05": 0, "p25": 0, "p50": 1, "p75": 1, "p95": 1, "p99": 1,
+    }  # fmt: skip
+    names = [b["name"] for b in item["assets"]["observations"]["raster:bands"]]
+    assert names == ["S2", "S1 ascending", "S1 descending"]
+    assert item["assets"]["scales"]["raster:bands"][0]["nodata"] == "nan"
+    assert item["assets"]["scales"]["raster:bands"][0]["statistics"]["maximum"] == 0.0123
+    assert "tessera:statistics" not in an_item()["properties"]
+
+
+@needs_schemas
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("assets", "scales", "raster:bands", 0, "statistics"), {"median": 1}),
+        (("assets", "observations", "raster:bands", 0, "histogram", "buckets"), [1.5, 1, 1]),
+    ],
+)
+def test_the_schemas_complain_of_statistics_that_the_raster_extension_has_not(path, wrong):
+    spoilt = copy.deepcopy(an_item(statistics=some_statistics()))
+    at = spoilt
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = wrong
+    assert complaints(spoilt)
 
 
 @needs_schemas
@@ -243,7 +329,7 @@ def test_the_collection_sums_its_items_up():
 
 
 def test_a_planet_of_items_is_linked_by_the_index_alone(monkeypatch):
-    monkeypatch.setattr(stac, "LINKED_ITEMS", 1)
+    monkeypatch.setattr(stac_collection, "LINKED_ITEMS", 1)
     made = a_collection([an_item("33TWL"), an_item("33TWM")])
     assert not [link for link in made["links"] if link["rel"] == "item"]
     assert made["assets"]["items"]["href"] == "./items.parquet"
@@ -269,13 +355,14 @@ def several():
     return [
         an_item("34TCR", clip=clip, counts={"pixels": 1, "outside": 2}),
         an_item("33TWL", assets=records(keys=["embeddings", "scales", "scenes"])),
-        an_item("33TWL", "2023-07-01/2024-06-30"),
+        an_item("33TWL", "2023-07-01/2024-06-30", statistics=some_statistics()),
+        an_item("33TWM", statistics=some_statistics(embedded=False), folder="1f2e3d4c.1", predecessor="1f2e3d4c"),
         an_item("01CCV", created="2025-01-01T00:00:00Z"),
     ]
 
 
 def test_the_index_gives_every_item_back_sorted_with_hrefs_from_the_output_folder(tmp_path, several):
-    assert items_parquet(iter(several), tmp_path / "items.parquet") == 4
+    assert items_parquet(iter(several), tmp_path / "items.parquet") == 5
     read = list(read_items_parquet(tmp_path / "items.parquet"))
     for got, given_item in zip(read, sorted(several, key=lambda i: i["id"]), strict=True):
         folder = "{tessera:period}/{tessera:tile}".replace(":", "_").format(
@@ -324,8 +411,8 @@ def test_row_groups_hold_so_many_items_and_no_more(tmp_path, monkeypatch, severa
     monkeypatch.setattr(stac_index, "ROW_GROUP_ITEMS", 3)
     items_parquet(several, tmp_path / "items.parquet")
     metadata = pq.read_metadata(tmp_path / "items.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 1]
-    assert len(list(read_items_parquet(tmp_path / "items.parquet"))) == 4
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 2]
+    assert len(list(read_items_parquet(tmp_path / "items.parquet"))) == 5
 
 
 def test_an_index_of_nothing_twins_or_unknown_fields_is_refused(tmp_path):
