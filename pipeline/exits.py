@@ -11,6 +11,7 @@ import typer
 
 from model.errors import BadInput, NotProven
 from pipeline import console
+from transforms.storage import StoreError
 
 
 def ended(program: Callable[..., Any], argv: list[str]) -> int:
@@ -47,12 +48,21 @@ def _interrupted() -> int:
     return console.INTERRUPTED
 
 
-def _no_room(error: BaseException | None) -> OSError | None:
-    """The disk's own error behind an error: Beam raises a new one that has only its words."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
+
+
+def _of_the_store(error: BaseException | None) -> str:
+    """What the disk or bucket itself said behind an error, with the cure; "" where neither said anything."""
     for e in _behind(error):
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return e
-    return None
+        if isinstance(e, OSError) and e.errno in _FULL:
+            return f"{e.strerror}: what is finished stays; make room and run the same command again"
+        if isinstance(e, OSError) and e.errno in _CLOSED:
+            where = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
+            return f"{where}: what is finished stays; put the folder or its disk right and run the same command again"
+        if isinstance(e, StoreError):
+            return f"{e}; what is finished stays: run the same command again when the store is well"
+    return ""
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
@@ -75,8 +85,8 @@ def _other(error: Exception) -> int:
     """Exit code of what is neither bad input nor a plain interrupt."""
     if any(isinstance(e, KeyboardInterrupt) for e in _behind(error)):  # Beam wraps it into an error of its own
         return _interrupted()
-    if (full := _no_room(error)) is not None:
-        console.say(f"error: {full.strerror}: what is finished stays; make room and run the same command again")
+    if said := _of_the_store(error):
+        console.say(f"error: {said}")
         return console.CRASHED
     usage = getattr(error, "format_message", None)  # click's own: unknown options, missing arguments
     if usage is not None:

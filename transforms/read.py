@@ -180,7 +180,7 @@ def _is_jp2(path: str, drivers: tuple[str, ...]) -> bool:
 
 
 def _is_tiled(path: str) -> bool:
-    """Whether a file is a tiled TIFF, read as on a server: GDAL passes over bad tags and zlib's checksums in silence."""
+    """Whether a file is a tiled TIFF: read as on a server: GDAL passes over bad tags and zlib's checksums silently."""
     try:
         with Path(path).open("rb") as file:
             return tiff.is_tiled(file.read(HEAD_BYTES))

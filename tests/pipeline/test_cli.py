@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to which stream, and sentences that say what to do."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 from conftest import SHARED
 
 from pipeline.cli import run
+from pipeline.exits import ended
+from transforms.storage import StoreError
 
 
 @pytest.fixture
@@ -186,3 +189,31 @@ def test_the_profile_needs_neither_beam_nor_torch():
         "import sys, model.profile, model.modelfile; sys.exit(any(m in sys.modules for m in ('torch', 'apache_beam')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out/2024"),
+            "out/2024: Permission denied: what is finished",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error: what is finished stays; put the folder"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room and run the same command again"),
+        (
+            StoreError("busy", "gs://b/out/x: put failed for 600 s"),
+            "gs://b/out/x: put failed for 600 s; what is finished",
+        ),
+    ],
+)
+def test_what_a_disk_or_bucket_refuses_is_told_without_a_traceback(capsys, error, words):
+    def program(**_):
+        try:
+            raise error
+        except Exception as e:
+            raise RuntimeError("as Beam wraps it") from e
+
+    assert ended(program, []) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said and "fault of tessera-beam" not in said
