@@ -30,11 +30,14 @@ fake-gcs-server:
 	  GOBIN=$(CURDIR)/build/bin go install github.com/fsouza/fake-gcs-server@v1.56.1; \
 	else echo "skipped: fake-gcs-server needs Go, which is not here"; fi
 
+# Two workers with as many threads each are in one another's way.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
+	$(ONE_THREAD) $(DEV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -n auto --dist loadfile -m slow
+	$(ONE_THREAD) $(DEV)/bin/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .

@@ -390,6 +390,7 @@ def test_a_dry_run_does_not_claim_the_folder(world, tmp_path):
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_verify_sees_pixels_that_are_missing(world, tmp_path, monkeypatch):
     from transforms import embed as step
 

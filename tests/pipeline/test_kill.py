@@ -39,7 +39,8 @@ def wait_for(out: Path, receipts: int, process: subprocess.Popen) -> None:
         tick.wait(0.02)
 
 
-@pytest.mark.parametrize("receipts", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/torture kills in every run
+@pytest.mark.parametrize("receipts", [1, 3])
 def test_after_kill_9_the_next_run_finishes_with_the_bytes_of_an_undisturbed_one(
     world, tmp_path, undisturbed, receipts, capfd
 ):

@@ -268,6 +268,7 @@ def published(out: Path, island: tuple[int, int, int, int]) -> dict[str, np.ndar
     return found
 
 
+@pytest.mark.slow
 def test_the_same_weights_and_scenes_under_nearest_are_other_codes_and_another_product(world, nearest_model, tmp_path):
     # Trap T1: never mixed in one output.
     plain, near = open_model(world.model), open_model(nearest_model)

@@ -92,6 +92,7 @@ def pixels(world, history, key):
         return np.moveaxis(f.read(window=window), 0, -1)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_published_pixels(world, history):
     said = history.items[0]["properties"]["tessera:statistics"]
     scale, counts = pixels(world, history, "scales")[..., 0], pixels(world, history, "observations")

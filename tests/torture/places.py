@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .ground import of_folder
 
-DOUBLES = Path(__file__).parents[1] / "transforms"
+DOUBLES = Path(__file__).parents[1]
 
 
 class Place(Protocol):

@@ -143,7 +143,9 @@ def published(store, layouts, receipts, pool):
 
 
 CASES = [
-    (1100, 700, 512, ()),  # blocks of whole tiles at two levels, sides that are odd when halved
+    pytest.param(
+        1100, 700, 512, (), marks=pytest.mark.slow
+    ),  # blocks of whole tiles at two levels, sides that are odd when halved
     (1100, 700, 256, ((256, 256), (512, 0))),  # the second overview's tiles lie across blocks
     (1030, 515, 768, ((0, 0),)),
 ]

@@ -324,7 +324,7 @@ def parts_of(store, n, sizes):
     return [Source(f"parts/{k}", len(contents[k])) for k in order], b"".join(contents[k] for k in order)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 70, 1100])
+@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 70, pytest.param(1100, marks=pytest.mark.slow)])
 def test_a_join_is_the_head_and_the_sources_one_after_another(store, n):
     head = b"" if n == 32 else b"the header"
     sources, data = parts_of(store, n, (1, 4097, 333, 70_001))

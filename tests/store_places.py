@@ -21,7 +21,7 @@ from transforms import gcs_store, s3_store
 from transforms.disk_store import LocalStore
 from transforms.storage import Store
 
-BIN = Path(__file__).parents[2] / "build/bin"
+BIN = Path(__file__).parents[1] / "build/bin"
 _numbers = itertools.count()
 _servers = contextlib.ExitStack()  # started at first use
 

@@ -72,6 +72,7 @@ class Road:
 
     def __init__(self, host, port):
         self.seen, self.faults, self.rules, self._lock = [], {}, {}, threading.Lock()
+        self._writes = threading.Lock()  # moto looks at conditions and writes in two steps, the service in one
         road = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -118,7 +119,10 @@ class Road:
                     return status, headers, answer
 
                 if fault is None:
-                    self.reply(*forward())
+                    one_at_a_time = {"if-match", "if-none-match"} & set(seen.headers) and self.command != "GET"
+                    with road._writes if one_at_a_time else contextlib.nullcontext():
+                        answer = forward()
+                    self.reply(*answer)
                 else:
                     fault(seen, self, forward)
 
