@@ -75,6 +75,7 @@ def record_of(
             "blocks": expected,
             "blocks_done": totals["blocks_done"],
             "blocks_failed": len(failed),
+            "failed_by_cause": dict(sorted(Counter(f["cause"] for f in failed).items())),
             "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
             "blocks_in_doubt": totals["blocks_in_doubt"],
             "pixels": totals["pixels"],

@@ -95,6 +95,7 @@ class FailureFacts:
     band: str
     reason: str
     command: str
+    cause: str = ""
 
 
 @dataclasses.dataclass

@@ -71,11 +71,13 @@ def status(out: str) -> dict[str, Any]:
                     "revision": item["properties"]["tessera:revision"][:8] if item else "",
                 }
             )
+    failed = failures(store, work)
     return {
         "out": out,
         "model": product["model"],
         "states": dict(sorted(Counter(r["state"] for r in rows).items())),
         "tiles": rows,
-        "failures": failures(store, work),
+        "failed_by_cause": dict(sorted(Counter(f["cause"] for f in failed).items())),
+        "failures": failed,
         "warnings": suspects(store, items.values(), work),
     }

@@ -6,6 +6,7 @@ from pipeline.network import Network, network_of, told
 from transforms.memory import Budget
 
 NAMED = 20  # tiles that are told one by one; --json has them all
+TILES = 200  # lines of `status`
 WARNINGS = 10
 WAITED_SHARE = 0.05  # of fetching, spent waiting for a turn: below that nobody needs to know
 
@@ -80,7 +81,7 @@ def embedded(r: dict[str, Any]) -> str:
     rate = f", {t['pixels'] / r['seconds']:,.0f} px/s" if t["pixels"] and r["seconds"] else ""
     lines = [
         f"{t['tiles_published']} of {t['tiles']} tiles published, {t['blocks_done']} blocks done now, "
-        f"{t['blocks_skipped']} were there before, {t['blocks_failed']} failed",
+        f"{t['blocks_skipped']} were there before, {t['blocks_failed']} failed{causes(t.get('failed_by_cause'))}",
         f"{t['pixels']:,} pixels embedded in {r['seconds']:,} s{rate}",
     ]
     if t["blocks_done"] and not t["pixels"] and not t["blocks_failed"]:
@@ -121,6 +122,11 @@ def cleaned(r: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def causes(counted: dict[str, int] | None) -> str:
+    """Failed blocks by cause, in brackets; "" for none."""
+    return f" ({', '.join(f'{n} {cause}' for cause, n in counted.items())})" if counted else ""
+
+
 def failure(f: dict[str, Any]) -> str:
     what = " ".join(x for x in (f["scene"], f["band"]) if x)
     where = f"tile {f['tile']}, block at row {f['row_px']}, col {f['col_px']}"
@@ -136,11 +142,20 @@ def dry_run(r: dict[str, Any]) -> str:
 
 def status(r: dict[str, Any]) -> str:
     lines = [f"{r['out']}: {r['model']}, " + (", ".join(f"{n} {s}" for s, n in r["states"].items()) or "no run yet")]
-    for t in r["tiles"]:
+    rows = r["tiles"]
+    if len(rows) > TILES:  # of a planet those with which something is to be done
+        rows = [t for t in rows if t["state"] != "published"][:TILES]
+    for t in rows:
         more = f"{t['embedded']:,} pixels, revision {t['revision']}" if t["state"] == "published" else (
             f"{t['blocks_done']} blocks done, {t['blocks_failed']} failed"
         )  # fmt: skip
         lines.append(f"  {t['period']}  {t['tile']}  {t['state']:10}  {more}")
+    if len(rows) < len(r["tiles"]):
+        lines.append(
+            f"  {len(rows)} of {len(r['tiles'])} tiles are shown, of those that are not published; --json has all"
+        )
+    if r["failures"]:
+        lines.append(f"  {len(r['failures'])} blocks failed{causes(r.get('failed_by_cause'))}")
     for w in r["warnings"]:
         lines.append(f"  warning: tile {w['tile']}, block at row {w['row_px']}, col {w['col_px']}: {w['reason']}")
     return "\n".join([*lines, *(failure(f) for f in r["failures"])])
