@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class NotProven(Exception):
     """A result that failed its own check and was thrown away, in words."""
+
+
+class WorkerLost(Exception):
+    """Worker processes that end whatever is done about it."""

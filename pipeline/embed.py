@@ -16,10 +16,10 @@ import apache_beam as beam
 import numpy as np
 import shapely
 
-from model.errors import BadInput
+from model.errors import BadInput, WorkerLost
 from model.modelfile import ModelFile, open_model
 from model.profile import Profile
-from pipeline.engines import at_work, engine_of
+from pipeline.engines import Local, at_work, engine_of, lost_worker
 from pipeline.graph import EmbedTiles
 from pipeline.progress import Progress
 from pipeline.reach import check_reach
@@ -44,6 +44,7 @@ from transforms.stac_collection import LICENCE_FORM
 from transforms.storage import Store, open_store
 from transforms.tiles import plan_tile
 
+LOST_IN_VAIN = 3  # times that workers may end in a row without a block more: two are what a block that kills needs
 READERS = 16  # files read at once by a process (facts, sources-and-cogs 3.2: more only costs on small machines)
 
 
@@ -297,12 +298,38 @@ def embed(
         at_work(engine, log),
         Progress(store, plan.run, expected, say, bars),
     ):
-        pipeline = beam.Pipeline(options=engine.options(options.beam_args))
-        _ = pipeline | EmbedTiles(plan)
-        pipeline.run().wait_until_finish()
+        _run(store, plan, engine, options.beam_args, say)
     summary = record_of(store, plan, tiles, expected, command, began, time.perf_counter() - clock)
     store.sweep()
     return summary
+
+
+def _run(store: Store, plan: Plan, engine: Local, beam_args: Sequence[str], say: Callable[[str], None]) -> None:
+    """Runs the graph, again where a worker process was lost: then only what is missing is done.
+
+    A block that ends its worker twice is a failed block, so that this comes to an end.
+
+    Raises:
+      WorkerLost: workers end before they have done anything, again and again.
+    """
+    before, in_vain = -1, 0
+    while True:
+        pipeline = beam.Pipeline(options=engine.options(beam_args))
+        _ = pipeline | EmbedTiles(plan)
+        try:
+            pipeline.run().wait_until_finish()
+            return
+        except RuntimeError as e:
+            if engine.workers == 1 or not lost_worker(e):
+                raise
+            left = len(store.names(f"_runs/{plan.run}/blocks"))
+            in_vain, before = in_vain + 1 if left == before else 0, left
+            if in_vain == LOST_IN_VAIN:
+                raise WorkerLost(
+                    f"workers of this run end before a block is done, {LOST_IN_VAIN + 1} times in a row: killed for "
+                    f"their memory? See {store.url}/_runs/{plan.run}/workers.log"
+                ) from e
+        say("a worker process has ended (killed, or out of memory): going on with what is missing")
 
 
 def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -40,6 +40,16 @@ class Local:
         return PipelineOptions(self.flags(extra))
 
 
+def lost_worker(error: BaseException) -> bool:
+    """Whether a run failed since a worker process ended: Beam 2.77 says it of its channels (facts, checked)."""
+    found: BaseException | None = error
+    while found is not None:
+        if "Channel closed prematurely" in str(found):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
 @contextlib.contextmanager
 def at_work(engine: Local, log: Path) -> Iterator[None]:
     """What worker processes start with: their share of each host's patience, and where their chatter goes.

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from model.errors import BadInput, NotProven
+from model.errors import BadInput, NotProven, WorkerLost
 from pipeline import console
 from transforms.storage import StoreError
 
@@ -60,6 +60,8 @@ def _of_the_store(error: BaseException | None) -> str:
         if isinstance(e, OSError) and e.errno in _CLOSED:
             where = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
             return f"{where}: what is finished stays; put the folder or its disk right and run the same command again"
+        if isinstance(e, WorkerLost):
+            return f"{e}; what is finished stays"
         if isinstance(e, StoreError):
             return f"{e}; what is finished stays: run the same command again when the store is well"
     return ""

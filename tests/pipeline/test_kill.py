@@ -81,3 +81,39 @@ def test_a_full_disk_stops_the_run_with_a_word_and_the_next_one_goes_on(
     monkeypatch.setattr(storage.os, "fsync", real)
     assert run(embed(world, out)) == 0
     assert contents(out) == undisturbed
+
+
+def workers_of(pid: int) -> list[int]:
+    """Beam's worker processes below a process."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    below, found = {pid}, []
+    for _ in range(4):
+        below |= {child for child, parent in parents.items() if parent in below}
+    for child in sorted(below - {pid}):
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            continue
+        if b"apache_beam.runners.worker.sdk_worker_main" in words:
+            found.append(child)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_run_goes_on_when_one_of_its_workers_is_killed(world, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    command = [*PROGRAM, *embed(world, out, "--workers", "2")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(out, 1, process)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 0, said[-2000:]
+    assert "a worker process has ended (killed, or out of memory): going on with what is missing" in said
+    assert contents(out) == undisturbed
+    assert not [p for p in out.glob("_work/**/*") if p.is_file()]
