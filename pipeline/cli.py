@@ -270,7 +270,9 @@ def embed(
         beam_args=tuple(context.args),
     )
     if dry_run:
-        console.show(verb.dry_run(inv, model, out, options), as_json, words.dry_run)
+        from pipeline.dry_run import dry_run as look
+
+        console.show(look(inv, model, out, options), as_json, words.dry_run)
         return
     command = shlex.join(["tessera-beam", *sys.argv[1:]])
     result = verb.embed(inv, model, out, options, command, console.say, console.on_terminal())

@@ -42,7 +42,6 @@ from transforms.regions import Region, clip_of, tiles_of
 from transforms.stac import item_path, product_record
 from transforms.stac_collection import LICENCE_FORM
 from transforms.storage import Store, open_store
-from transforms.tiles import plan_tile
 
 LOST_IN_VAIN = 3  # times that workers may end in a row without a block more: two are what a block that kills needs
 READERS = 16  # files read at once by a process (facts, sources-and-cogs 3.2: more only costs on small machines)
@@ -368,34 +367,6 @@ def embed_dpixels(folder: str, model_path: str, out: str, device: str, warn: Cal
         "model": model.name,
         "device": device_kind(provider),
         "seconds": round(seconds, 2),
-    }
-
-
-def dry_run(inv_path: str, model_path: str, out: str, options: EmbedOptions) -> dict[str, Any]:
-    """What `embed` would do: everything is checked, nothing is read or encoded.
-
-    Raises:
-      BadInput: as `embed`.
-    """
-    target = open_store(out)
-    new = target.stat("_inputs/product.json") is None
-    plan, budget, tiles = make_plan(inv_path, model_path, out, options)
-    try:
-        tasks = [plan_tile(plan, tile) for tile in tiles]
-    finally:
-        if new:  # a look must not claim the folder for a product
-            target.delete_all("_inputs")
-            target.sweep()
-    return {
-        "tiles": len(tiles),
-        "tiles_to_do": sum(bool(t) for t in tasks),
-        "tiles_published": sum(not t for t in tasks),
-        "blocks": sum(len(t) for t in tasks),
-        "device": device_kind(plan.provider),
-        "memory": memory_words(budget, options.workers),
-        "memory_per_worker_bytes": budget.total_bytes,
-        "beam_options": engine_of(options.runner, options.workers).flags(options.beam_args),
-        "plan": dataclasses.asdict(plan),
     }
 
 

@@ -337,8 +337,10 @@ def _check_tiles(offsets: npt.NDArray[Any], counts: npt.NDArray[Any], total_byte
         raise NotACog("its tiles' places are no whole numbers")
     if ((offsets == 0) != (counts == 0)).any():
         raise NotACog("a tile has a place and no size, or a size and no place")
-    if counts.max() > min(most_bytes, total_bytes) or offsets.max() > total_bytes:
-        raise NotACog(f"a tile leads out of the file, which has {total_bytes:,} bytes, or is larger than it can be")
+    if counts.max() > most_bytes:
+        raise NotACog("a tile is larger than it can be")
+    if counts.max() > total_bytes or offsets.max() > total_bytes:
+        raise NotACog(f"it ends early, or its index is damaged: a tile leads out of the file's {total_bytes:,} bytes")
     at, size = offsets.astype(np.int64), counts.astype(np.int64)  # the file's size fits
     if (at + size).max() > total_bytes:
         raise NotACog(f"a tile ends at byte {(at + size).max():,}, the file has {total_bytes:,}")

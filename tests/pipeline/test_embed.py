@@ -12,7 +12,8 @@ from low_strips import low_strips
 
 from model.errors import BadInput
 from pipeline import inventory
-from pipeline.embed import EmbedOptions, dry_run, embed, incomplete
+from pipeline.dry_run import dry_run
+from pipeline.embed import EmbedOptions, embed, incomplete
 from pipeline.status import status
 from pipeline.verify import verify
 from transforms.periods import period_of
