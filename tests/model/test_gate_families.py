@@ -108,7 +108,7 @@ def forms_of_golden():
     for name, (_, sizes, _) in GOLDEN.items():
         for precision, target in forms(sizes):
             if name != make_golden.SHIPPED and (precision, target, sizes.pooling) != ("fp32", "cpu", ATTENTION):
-                usual = (precision, target) == ("fp32", "any") or name == "v1.1-mpc"
+                usual = (precision, target) == ("fp32", "any") or (name, precision) == ("v1.1-mpc", "int8")
                 yield pytest.param(name, precision, target, marks=[] if usual else [pytest.mark.slow])
 
 

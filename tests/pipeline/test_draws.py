@@ -84,6 +84,7 @@ def test_strips_draw_as_whole_blocks_do(world, drawing, done, tmp_path, monkeypa
     assert_same(published(world, tmp_path / "out"), published(world, done))
 
 
+@pytest.mark.slow
 def test_verify_draws_as_embed_did(done):
     found = verify(str(done), recompute=1, seed=0, device="cpu")
     assert found["ok"], found["findings"]

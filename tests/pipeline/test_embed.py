@@ -107,7 +107,8 @@ def of_tile(out: Path, tile: str) -> dict[str, str]:
     return {k: v for k, v in contents(out).items() if k.startswith(f"2024/{tile}/")}
 
 
-@pytest.mark.parametrize("block_px", [256, pytest.param(2048, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("block_px", [256, 2048])
 def test_another_block_size_gives_the_same_pixels(world, done, tmp_path, block_px):
     run(world, tmp_path / "out", block_px=block_px, tiles=("32TQR",))
     for tile in ("32TQR",):

@@ -228,7 +228,7 @@ def test_each_tile_says_what_became_of_its_pixels_and_how_often_it_was_seen(out)
 
 def test_failures_come_with_scene_band_reason_and_the_next_command(out):
     words = page_of(out).words
-    assert "33TXL 2024 2048, 4096 S2B_T33TXL_20240611T100031_L2A B11 the file ends early" in words
+    assert "33TXL 2024 2048, 4096 – S2B_T33TXL_20240611T100031_L2A B11 the file ends early" in words
     assert "tessera-beam inventory amend inv.parquet --drop S2B_T33TXL_20240611T100031_L2A:B11" in words
 
 

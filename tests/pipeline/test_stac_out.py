@@ -217,6 +217,7 @@ def test_clean_takes_a_replaced_item_with_its_files_and_leaves_the_newest_alone(
     assert pystac.Item.from_file(item_path(out)).id == last["id"]
 
 
+@pytest.mark.slow
 def test_a_publisher_that_dies_before_the_switch_leaves_the_item_and_the_next_one_gives_the_same_bytes(
     world, options, history, tmp_path, monkeypatch
 ):

@@ -146,7 +146,9 @@ CASES = [
     pytest.param(
         1100, 700, 512, (), marks=pytest.mark.slow
     ),  # blocks of whole tiles at two levels, sides that are odd when halved
-    (1100, 700, 256, ((256, 256), (512, 0))),  # the second overview's tiles lie across blocks
+    pytest.param(
+        1100, 700, 256, ((256, 256), (512, 0)), marks=pytest.mark.slow
+    ),  # the second overview's tiles lie across blocks
     (1030, 515, 768, ((0, 0),)),
 ]
 

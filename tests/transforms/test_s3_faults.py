@@ -12,6 +12,8 @@ from transforms.storage import StoreError
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 
+pytestmark = pytest.mark.slow  # patience is waited for, by a server that is slow itself
+
 
 @pytest.fixture(scope="module")
 def moto():

@@ -21,7 +21,8 @@ def servers():
         yield
 
 
-@pytest.fixture(params=PLACES)
+# moto takes seconds where the others take milliseconds: `test_s3_store` and `test_s3_parts` are for every run.
+@pytest.fixture(params=[pytest.param(p, marks=[pytest.mark.slow] if p == "moto" else []) for p in PLACES])
 def store(request):
     with PLACES[request.param]() as made:
         yield made

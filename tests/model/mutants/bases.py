@@ -117,13 +117,14 @@ def mutant(*bases: str, alike: bool = False, unseen: bool = False, by: tuple[str
 
     Args:
       alike, unseen, by: as in `Mutant`.
-      seldom: whether none of its files is usual, for it is much like another mutator; otherwise one is, and it goes
-        round.
+      seldom: whether none of its files is usual, for it is much like another mutator. Of the others one is for every
+        second one, and it goes round, and for each that is the first to fail a check.
     """
 
     def register(change):
         before = {m.name for m in MUTANTS} - {change.__name__}
-        usual = None if seldom else bases[len(before) % len(bases)]
+        first = not {check for m in MUTANTS if m.usual for check in m.by}.issuperset(by)
+        usual = None if seldom or not (first or len(before) % 2) else bases[len(before) % len(bases)]
         MUTANTS.extend(Mutant(change, base, alike, unseen, frozenset(by), base == usual) for base in bases)
         return change
 
