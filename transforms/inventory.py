@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -255,7 +255,7 @@ def read_header(path: str | Path) -> Inventory:
     Raises:
       BadInput: no such file, not an inventory, cut short, or of a newer version.
     """
-    return _inventory(Path(path), _opened(path)[1])
+    return _opened(path)[1]
 
 
 def read_tile(path: str | Path, tile: str) -> list[Scene]:
@@ -264,19 +264,17 @@ def read_tile(path: str | Path, tile: str) -> list[Scene]:
     Raises:
       BadInput: as `read_header`; a tile that is not in the inventory.
     """
-    metadata, header, groups = _opened(path)
-    if tile not in groups:
-        names = sorted(groups)
-        raise BadInput(f"{path}: tile {tile} is not in it; it has {_few(names)}")
-    if (group := groups[tile]) is None:
-        return []
+    metadata, _, places = _opened(path)
+    place = _placed(path, places, tile)
+    scenes: list[Scene] = []
     try:
-        with pq.ParquetFile(path, metadata=metadata) as file:
-            scenes = scenes_of(file.read_row_group(group))
+        if place.group is not None:
+            with pq.ParquetFile(path, metadata=metadata) as file:
+                scenes = scenes_of(file.read_row_group(place.group))
         digest = tile_digest(scenes)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
         raise BadInput(f"{path}: tile {tile} cannot be read ({e}); build the inventory again") from None
-    if digest != next(TileRecord(*t).digest for t in header["tiles"] if t[0] == tile):
+    if digest != place.digest:
         raise BadInput(f"{path}: the scenes of tile {tile} are not those that were frozen; build the inventory again")
     return scenes
 
@@ -308,11 +306,29 @@ def _row(scene: Scene) -> dict[str, Any]:
     return {name: getattr(scene, name) for name in _SCENE_FIELDS} | {"assets": assets}
 
 
-_Opened = tuple[Any, dict[str, Any], dict[str, int | None]]
+class _Place(NamedTuple):
+    """A tile's row group, None for one without scenes, and the digest of its scenes (`tile_digest`)."""
+
+    group: int | None
+    digest: str
+
+
+_Opened = tuple[Any, Inventory, dict[str, _Place]]
+
+
+def _placed(path: str | Path, places: dict[str, _Place], tile: str) -> _Place:
+    if tile not in places:
+        raise BadInput(f"{path}: tile {tile} is not in it; it has {_few(sorted(places))}")
+    return places[tile]
+
+
+def frozen_digest(path: str | Path, tile: str) -> str:
+    """What `tile_digest` gave when a tile was frozen; `read_tile` holds the scenes against it. Raises as that."""
+    return _placed(path, _opened(path)[2], tile).digest
 
 
 def _opened(path: str | Path) -> _Opened:
-    """(Parquet footer, header, tile -> row group, None for one without scenes), kept while the file stays the same."""
+    """(Parquet footer, what it says, tile -> where its scenes are), kept while the file stays the same."""
     try:
         stat = os.stat(path)  # noqa: PTH116 - takes str and Path alike
     except OSError:
@@ -340,21 +356,21 @@ def _footer(path: str, _size_bytes: int, _mtime_ns: int) -> _Opened:
             f"inventory {path} has version {header['version']}: this release reads up to {VERSION}; "
             "use a newer tessera-beam"
         )
-    groups: dict[str, int | None] = {}
+    places: dict[str, _Place] = {}
     filled = 0
     try:
-        for record in (TileRecord(*t) for t in header["tiles"]):
-            groups[record.name] = filled if record.rows else None
+        found = _inventory(path, header)
+        for record in found.counts.values():
+            places[record.name] = _Place(filled if record.rows else None, record.digest)
             filled += bool(record.rows)
-        _inventory(Path(path), header)
     except (KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"inventory {path}: its header is damaged ({e}); build it again") from None
     if filled != metadata.num_row_groups:
         raise BadInput(f"inventory {path}: {metadata.num_row_groups} row groups for {filled} tiles; build it again")
-    return metadata, header, groups
+    return metadata, found, places
 
 
-def _inventory(path: Path, header: Mapping[str, Any]) -> Inventory:
+def _inventory(path: str | Path, header: Mapping[str, Any]) -> Inventory:
     records = [TileRecord(*t) for t in header["tiles"]]
     return Inventory(
         path=str(path),

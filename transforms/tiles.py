@@ -40,7 +40,7 @@ def plan_tile(plan: Plan, tile: str) -> tuple[BlockTask, ...]:
         clip = _joined(clip, clip_at(plan, _clip_digest(properties)), tile)
     if clip is not None:
         store.put_if_absent(f"_inputs/{clip.digest}.clip.geojson", clip.geojson.encode())
-    scenes = inventory.tile_digest(list(scenes_at(inventory_of(plan), tile)))
+    scenes = inventory.frozen_digest(inventory_of(plan), tile)
     revision = revision_of(plan.product, tile, plan.period, scenes, clip.digest if clip else "")
     if properties.get("tessera:revision") == revision and not plan.force:
         clear_work(store, plan.period, tile, revision)  # of a worker that died between publishing and clearing up

@@ -15,6 +15,7 @@ from transforms.catalogs.selection import in_order
 from transforms.inventory import (
     InventoryWriter,
     SourceRecord,
+    frozen_digest,
     read_header,
     read_tile,
     scenes_of,
@@ -299,3 +300,18 @@ def test_the_order_of_a_catalogue_is_part_of_a_tile_s_digest_and_no_other_order_
     assert tile_digest(swapped) != tile_digest([first, second])
     as_rtc = [[dataclasses.replace(s, source=PC_RTC) for s in pair] for pair in ([first, second], swapped)]
     assert tile_digest(as_rtc[0]) == tile_digest(as_rtc[1])
+
+
+def test_scenes_that_are_not_those_that_were_frozen_are_refused(tmp_path, monkeypatch):
+    path, asset = tmp_path / "i.parquet", Asset("VV", "a.tif", 32633, (10, 0, 600000, 0, -10, 5000040), 4, 4)
+    moment = "2024-01-02T03:04:05.000000Z"
+    one = Scene("33TWL", S1, PC_RTC, "a", moment, 0, "ascending", None, "", "", None, "", "", 0, "", True, "", (asset,))
+    tiles = {"33TWL": [one], "33TWM": []}
+    write_inventory(path, PERIOD, FROZEN, tiles, SOURCES)
+    assert [frozen_digest(path, tile) for tile in tiles] == [tile_digest(found) for found in tiles.values()]
+    assert read_tile(path, "33TWL") == [one] and read_tile(path, "33TWM") == []
+    monkeypatch.setattr(
+        inv, "scenes_of", lambda _: [dataclasses.replace(one, offset_dn=1000)]
+    )  # a bit that has flipped
+    with pytest.raises(BadInput, match="the scenes of tile 33TWL are not those that were frozen; build the inventory"):
+        read_tile(path, "33TWL")
