@@ -1,5 +1,6 @@
 """Progress: how far a run is, as a bar on a terminal or a line now and then in a log."""
 
+import abc
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ LINE_S = 15.0  # between lines of a log
 SELDOM = 20.0  # times as long as a look takes, at least, lie between looks
 
 
-class Watch:
+class Watch(abc.ABC):
     """Looks at work now and then, from a thread that stops with the `with` block; says what `line` and `shown` give."""
 
     def __init__(self, total: int, say: Callable[[str], None], bar: bool) -> None:
@@ -24,13 +25,13 @@ class Watch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._draw if bar else self._log, name="progress", daemon=True)
 
+    @abc.abstractmethod
     def line(self, seconds: float) -> str:
         """A line of the log, `seconds` after the work began."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def shown(self) -> tuple[int, str]:
         """What the bar shows: how many of all are done, and words."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._thread.start()

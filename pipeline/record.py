@@ -5,12 +5,11 @@ import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.network import rounded
 from pipeline.report_facts import RUN_VERSION
-from pipeline.work import LISTERS
+from pipeline.work import side_by_side
 from transforms.embed import stop_name
 from transforms.encode import device_kind
 from transforms.failures import cure
@@ -20,15 +19,10 @@ from transforms.receipts import FAILED
 from transforms.storage import Store
 from transforms.tiles import plan_tile
 
-AT_ONCE = 10_000  # records that wait in memory, a kilobyte each
-
 
 def _blocks(store: Store, plan: Plan) -> Iterator[dict[str, Any]]:
     """What a run's blocks left of themselves, in the order of their names; a planet has half a million of them."""
-    names = store.names(f"_runs/{plan.run}/blocks")
-    with ThreadPoolExecutor(LISTERS) as pool:
-        for start in range(0, len(names), AT_ONCE):
-            yield from map(json.loads, pool.map(store.get, names[start : start + AT_ONCE]))
+    return map(json.loads, side_by_side(store.get, store.names(f"_runs/{plan.run}/blocks")))
 
 
 def record_of(
@@ -48,9 +42,8 @@ def record_of(
             failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
     again = dataclasses.replace(plan, force=False)
-    with ThreadPoolExecutor(LISTERS) as pool:
-        left = pool.map(lambda tile: plan_tile(again, tile), tiles)
-        unfinished = [tile for tile, tasks in zip(tiles, left, strict=True) if tasks]
+    left = side_by_side(lambda tile: bool(plan_tile(again, tile)), tiles)
+    unfinished = [tile for tile, some in zip(tiles, left, strict=True) if some]
     try:
         stopped = store.get(stop_name(plan)).decode()
     except FileNotFoundError:

@@ -4,10 +4,9 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.work import LISTERS
+from pipeline.work import side_by_side
 from transforms.storage import Entry, Store, check_name
 
 # Items, and of their assets the small ones and the preview; what a run left; what stands at the top.
@@ -45,9 +44,8 @@ def local_copy(store: Store, pictures: int) -> Iterator[Path]:
             with contextlib.suppress(FileNotFoundError):  # a run works on
                 target.write_bytes(store.get(entry.name))
 
-        with ThreadPoolExecutor(LISTERS) as pool:
-            for _ in pool.map(copy, needed):
-                pass
+        for _ in side_by_side(copy, needed):
+            pass
         for name in begun:
             (folder / name).mkdir(parents=True, exist_ok=True)
         yield folder

@@ -1,13 +1,19 @@
 """Work: the receipts of unfinished tiles, from one listing of an output folder."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from transforms.receipts import DONE, FAILED, Receipt, receipt_from_json
 from transforms.storage import Store
 
 LISTERS = 16  # requests to the store at once: a planet has 18,400 folders
+BATCH = 512  # answers that wait in memory: an item is some 20 kB, and the half million of a planet would not fit
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass
@@ -42,7 +48,12 @@ def opened(store: Store, names: Iterable[str]) -> Iterator[Receipt]:
         except FileNotFoundError:
             return None
 
+    return (receipt_from_json(data) for data in side_by_side(read, names) if data is not None)
+
+
+def side_by_side(ask: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    """What a store answers for each of many things, in their order; `LISTERS` are asked at once, `BATCH` held."""
+    rest = iter(things)
     with ThreadPoolExecutor(LISTERS) as pool:
-        for data in pool.map(read, names):
-            if data is not None:
-                yield receipt_from_json(data)
+        while batch := list(itertools.islice(rest, BATCH)):
+            yield from pool.map(ask, batch)

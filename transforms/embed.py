@@ -116,6 +116,10 @@ class _Made:
     figures: dict[str, int]
     timings_s: dict[str, float]
 
+    @property
+    def rasters(self) -> tuple[NDArray[np.int8] | None, NDArray[np.float32], NDArray[np.uint16], NDArray[np.uint8]]:
+        return self.codes, self.scale, self.counts, self.reasons
+
 
 def embed_window(
     worker: Worker,
@@ -248,8 +252,8 @@ def embed_block(worker: Worker, task: BlockTask) -> Receipt:
             made_now = embed_window(worker, tile, block, wanted, budget, watch.beat)
         give_back_freed_memory()
         begun = time.perf_counter()
-        m = made_now
-        figures = statistics_of(m.codes, m.scale, m.counts, m.reasons, layer_normed(worker.model), worker.pool)
+        codes, scale, counts, reasons = made_now.rasters
+        figures = statistics_of(codes, scale, counts, reasons, layer_normed(worker.model), worker.pool)
         parts = _write_fragments(worker, desk, tile, block, made_now)
         timings = made_now.timings_s | {"write": time.perf_counter() - begun, "total": time.perf_counter() - clock}
         receipt = dataclasses.replace(
@@ -294,8 +298,7 @@ def _write_fragments(
     worker: Worker, desk: Desk, tile: Tile, block: Block, made_now: _Made
 ) -> dict[str, dict[str, object]]:
     layouts = layouts_of(tile, worker.model.profile.dims, ())
-    m = made_now
-    tiles = compress(m.codes, m.scale, m.counts, m.reasons, worker.colours, layouts, worker.pool)
+    tiles = compress(*made_now.rasters, worker.colours, layouts, worker.pool)
     parts = {}
     for key in RASTERS:
         parts[key] = part_of(tiles[key])

@@ -50,8 +50,11 @@ def options_for(index_bytes: int = INDEX_BYTES) -> dict[str, str]:
     }
 
 
-def gdal_path(url: str) -> str:
-    """A file's URL as rasterio takes it.
+@contextlib.contextmanager
+def open_published(url: str, index_bytes: int = INDEX_BYTES) -> Iterator[DatasetReader]:
+    """A published COG, to be read by windows: a path, or a URL of http(s)://, gs:// or s3://.
+
+    An aligned window of 256 px takes 4 requests: size, index, and two rows of internal tiles.
 
     Raises:
       ValueError: a scheme that no published file has.
@@ -59,14 +62,5 @@ def gdal_path(url: str) -> str:
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ("", "file", "http", "https", "gs", "s3"):
         raise ValueError(f"{scheme}://: published files are read from folders, http(s)://, gs:// and s3://")
-    return url
-
-
-@contextlib.contextmanager
-def open_published(url: str, index_bytes: int = INDEX_BYTES) -> Iterator[DatasetReader]:
-    """A published COG, to be read by windows: a path, or a URL of http(s)://, gs:// or s3://.
-
-    An aligned window of 256 px takes 4 requests: size, index, and two rows of internal tiles.
-    """
-    with rasterio.Env(**options_for(index_bytes)), rasterio.open(gdal_path(url), driver="GTiff") as file:
+    with rasterio.Env(**options_for(index_bytes)), rasterio.open(url, driver="GTiff") as file:
         yield file

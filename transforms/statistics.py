@@ -132,7 +132,7 @@ def statistics_of(
     inside = scale[there]
     bits = inside.view(np.uint32) >> _BIN_BITS
     first = int(bits.min())
-    checked = _strayed(codes, scale, pool) if normed else 0
+    astray = _strayed(codes, scale, pool) if normed else 0
     return Statistics(
         _sparse(flags),
         tuple(tuple(np.bincount(counts[..., k][there]).tolist()) for k in range(len(COUNTED))),
@@ -140,7 +140,7 @@ def statistics_of(
         float(inside.min()),
         float(inside.max()),
         len(inside) if normed else 0,
-        checked,
+        astray,
     )
 
 

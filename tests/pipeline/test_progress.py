@@ -55,6 +55,9 @@ def test_a_log_gets_a_line_when_one_is_due_and_none_after_the_end(monkeypatch):
             self._over.set()
             return f"{seconds >= 0}"
 
+        def shown(self):
+            raise AssertionError("a log has no bar")
+
     with Once(1, said.append, bar=False) as watch:
         watch._thread.join()
     assert said == ["True"]
