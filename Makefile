@@ -16,9 +16,9 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(RUN),cpu)
 
 $(DEV)/.ready: pyproject.toml constraints.txt
-	$(call make_env,$(DEV),$(strip cpu,train,gcp,s3,xarray,dev))
+	$(call make_env,$(DEV),$(strip cpu,train,gcp,dataflow,s3,xarray,dev))
 
-.PHONY: env fake-gcs-server demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
+.PHONY: env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -29,6 +29,15 @@ fake-gcs-server:
 	@if command -v go >/dev/null; then \
 	  GOBIN=$(CURDIR)/build/bin go install github.com/fsouza/fake-gcs-server@v1.56.1; \
 	else echo "skipped: fake-gcs-server needs Go, which is not here"; fi
+
+# Beam's portable runner, that the tests of engines and `make prism` run on.
+prism-program:
+	@if command -v go >/dev/null; then \
+	  GOBIN=$(CURDIR)/build/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0; \
+	else echo "skipped: Prism needs Go, which is not here"; fi
+
+prism: $(DEV)/.ready prism-program
+	$(DEV)/bin/python bench/engines.py --check
 
 # Two workers with as many threads each are in one another's way.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -83,7 +92,7 @@ demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained
 
 lock: $(DEV)/.ready
-	$(DEV)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra cpu --extra train --extra gcp \
+	$(DEV)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra cpu --extra train --extra gcp --extra dataflow \
 	  --extra s3 --extra xarray --extra dev --no-annotate --no-header --upgrade -o constraints.txt
 
 clean:

@@ -4,7 +4,6 @@ python bench/dpixels.py [--json] [--check]
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from table import tell
 
 from model.families import profile_for
 from model.profile import PC_L2A, S2_BANDS
@@ -184,12 +184,6 @@ def measured(case: str, peak: float) -> list[dict[str, Any]]:
     return rows
 
 
-def cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -197,14 +191,9 @@ def main() -> int:
     options = parser.parse_args()
     peak = bandwidth_bytes_s()
     found = [row for case in CASES for row in measured(case, peak)]
-    if options.json:
-        sys.stdout.write(json.dumps({"bandwidth_bytes_s": peak, "dpixels": found}) + "\n")
-    else:
-        columns = ("case", "step", "ours", "loop", "ratio", "bytes/px", "share of bandwidth", "floor", "target")
-        table = [columns, *([cell(row.get(c)) for c in columns] for row in found)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    columns = ("case", "step", "ours", "loop", "ratio", "bytes/px", "share of bandwidth", "floor", "target")
+    tell("dpixels", found, columns, options.json, bandwidth_bytes_s=peak)
+    if not options.json:
         sys.stdout.write(f"copying: {peak / 1e9:.1f} GB/s read and written by one core\n")
     return 4 if options.check and any(r["ours"] < r["floor"] for r in found if r.get("floor")) else 0
 

@@ -6,7 +6,6 @@ python bench/encoder.py [--cases v1.1,small] [--json] [--check]
 import argparse
 import copy
 import importlib.util
-import json
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from table import tell
 from torch import nn
 
 from model import parity
@@ -182,12 +182,6 @@ def rows(names: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def cell(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 10 else f"{value:.4g}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
@@ -197,15 +191,9 @@ def main() -> int:
     if unknown := sorted(set(options.cases.split(",")) - set(CASES)):
         parser.error(f"--cases {','.join(unknown)}: it must be of {', '.join(CASES)}")
     found = rows(options.cases.split(","))
-    if options.json:
-        sys.stdout.write(json.dumps({"encoder": found}) + "\n")
-    else:
-        columns = ("case", "tokens", "ours", "eager", "eager_fused", "compile", "dynamo", "limit", "ratio")
-        columns += ("floor", "target", "equal", "cosine")
-        table = [columns, *([cell(row[c]) for c in columns] for row in found)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    columns = ("case", "tokens", "ours", "eager", "eager_fused", "compile", "dynamo", "limit", "ratio")
+    columns += ("floor", "target", "equal", "cosine")
+    tell("encoder", found, columns, options.json)
     below = [r for r in found if r["floor"] and not isinstance(r["ratio"], str) and r["ratio"] < r["floor"]]
     return 4 if options.check and below else 0
 

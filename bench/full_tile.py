@@ -27,6 +27,7 @@ import rasterio
 from numpy.typing import NDArray
 from range_server import serve
 from rasterio.windows import Window
+from table import tell
 
 from model.families import profile_for
 from transforms.cog import TILE_PX as COG_TILE_PX
@@ -312,13 +313,9 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, dict):
-        wrong = [k for k, v in value.items() if v is not True]
-        return f"{len(value)} right" if not wrong else "WRONG: " + ", ".join(wrong)
-    return str(value) if isinstance(value, str) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def in_words(checks: dict[str, Any]) -> str:
+    wrong = [k for k, v in checks.items() if v is not True]
+    return f"{len(checks)} right" if not wrong else "WRONG: " + ", ".join(wrong)
 
 
 def failed(row: dict[str, Any]) -> bool:
@@ -353,15 +350,10 @@ def main() -> int:
         sys.stdout.write(json.dumps(told) + "\n")
         return 0
     found = rows_of(options)
-    if options.json:
-        sys.stdout.write(json.dumps({"full_tile": found}) + "\n")
-    else:
-        columns = ("place", "fragments_mb", "prepare_s", "publish_s", "peak_mb", "memory_limit_mb", "left_over")
-        columns += ("requests", "request_limit", "moved_mb", "read_s", "checks")
-        table = [columns, *([cell(row.get(c)) for c in columns] for row in found)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    columns = ("place", "fragments_mb", "prepare_s", "publish_s", "peak_mb", "memory_limit_mb", "left_over")
+    columns += ("requests", "request_limit", "moved_mb", "read_s", "checks")
+    shown = found if options.json else [r | {"checks": in_words(r["checks"])} if "checks" in r else r for r in found]
+    tell("full_tile", shown, columns, options.json)
     return 4 if options.check and any(failed(row) for row in found) else 0
 
 

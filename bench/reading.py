@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from range_server import serve
+from table import tell
 
 from model.families import profile_for
 from model.profile import S2_BANDS
@@ -329,18 +330,6 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def cell(value: Any) -> str:
-    return (
-        ""
-        if value is None
-        else value
-        if isinstance(value, str)
-        else f"{value:,.0f}"
-        if value >= 100
-        else f"{value:.3g}"
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dates", type=int, default=4)
@@ -357,15 +346,9 @@ def main() -> int:
         child(options.child, options.root, options.dates, options.row, options.block)
         return 0
     found = rows_of(options)
-    if options.json:
-        sys.stdout.write(json.dumps({"reading": found}) + "\n")
-        return 0
     columns = ("place", "engine", "seconds", "cpu_seconds", "peak_mb", "requests", "requests_per_asset", "most")
     columns += ("sent", "amplification", "over_ours", "floor", "target")
-    table = [columns, *([cell(row.get(c)) for c in columns] for row in found)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    tell("reading", found, columns, options.json)
     return 0
 
 

@@ -4,7 +4,6 @@ python bench/samplers.py [--samplers v1.0,v2] [--json] [--check]
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from table import tell
 
 from transforms.draws import Place, seeds_of
 from transforms.samplers import SAMPLERS
@@ -96,10 +96,6 @@ def rows(names: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def cell(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samplers", default=",".join(SAMPLERS), help=f"of {', '.join(SAMPLERS)}")
@@ -109,14 +105,8 @@ def main() -> int:
     if unknown := sorted(set(options.samplers.split(",")) - set(SAMPLERS)):
         parser.error(f"--samplers {','.join(unknown)}: it must be of {', '.join(SAMPLERS)}")
     found = rows(options.samplers.split(","))
-    if options.json:
-        sys.stdout.write(json.dumps({"samplers": found}) + "\n")
-    else:
-        columns = ("sampler", "observations", "ours", "loop", "limit", "ratio", "floor", "target")
-        table = [columns, *([cell(row[c]) for c in columns] for row in found)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    columns = ("sampler", "observations", "ours", "loop", "limit", "ratio", "floor", "target")
+    tell("samplers", found, columns, options.json)
     return 4 if options.check and any(r["ratio"] < r["floor"] for r in found) else 0
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from table import tell
 
 from transforms.assembly import publish_raster, raster_of
 from transforms.cog import TILE_PX, ZSTD_LEVEL, Layout, encode_window
@@ -272,12 +273,6 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, str | bool) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def failed(row: dict[str, Any]) -> bool:
     low = row.get("floor") and (row["ratio"] < row["floor"] or row["memory"] < row["memory floor"])
     return bool(low) or row.get("equal") is False
@@ -300,15 +295,9 @@ def main() -> int:
         child(options)
         return 0
     found = rows_of(options)
-    if options.json:
-        sys.stdout.write(json.dumps({"writing": found}) + "\n")
-    else:
-        columns = ("engine", "seconds", "before_s", "cpu_s", "peak_mb", "scratch_mb", "size_mb", "equal", "ratio")
-        columns += ("floor", "target", "ratio, itself", "memory", "memory floor")
-        table = [columns, *([cell(row.get(c)) for c in columns] for row in found)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            sys.stdout.write("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n")
+    columns = ("engine", "seconds", "before_s", "cpu_s", "peak_mb", "scratch_mb", "size_mb", "equal", "ratio")
+    columns += ("floor", "target", "ratio, itself", "memory", "memory floor")
+    tell("writing", found, columns, options.json)
     return 4 if options.check and any(failed(row) for row in found) else 0
 
 

@@ -12,7 +12,7 @@ from model.modelfile import ModelFile, open_model
 from model.profile import S1_BANDS, Profile
 from model.quantise import dequantise
 from pipeline.dpixels import window_of
-from pipeline.embed import READERS
+from pipeline.planning import READERS
 from transforms import inventory
 from transforms.dpixels import DPixels, build, read_stack, unbuildable
 from transforms.draws import Place

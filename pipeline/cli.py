@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from model.errors import BadInput
-from pipeline import cli_model, console, words
+from pipeline import cli_embed, cli_model, console, words
+from pipeline.cli_options import Bbox, Block, Device, Inv, Json, Memory, Model, Out, RegionFile, Tiles, region_of
 from pipeline.exits import ended, leave_with, stop_politely
 from transforms.periods import period_of
-from transforms.regions import Region, names_from_list, region_from_bbox, region_from_file, tiles_of
+from transforms.regions import names_from_list, tiles_of
 
 app = typer.Typer(
     name="tessera-beam",
@@ -24,23 +25,6 @@ app = typer.Typer(
 inventory_app = typer.Typer(help="The frozen list of scenes of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(cli_model.app, name="model")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-Inv = Annotated[str, typer.Argument(metavar="INV", help="Inventory file, from `inventory build`.")]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of `embed`.")]
-Model = Annotated[str, typer.Option("--model", help="Model file (.onnx), from `model import`.")]
-Tiles = Annotated[str, typer.Option("--tiles", help="MGRS tiles: A,B,.. or @FILE with one a line.")]
-RegionFile = Annotated[str, typer.Option("--region", help="GeoJSON file: polygons of the region.")]
-Bbox = Annotated[str, typer.Option("--bbox", help="W,S,E,N in degrees; W > E crosses the antimeridian.")]
-Block = Annotated[int, typer.Option("--block", help="Side of a block in pixels, a multiple of 256.")]
-Memory = Annotated[float, typer.Option("--memory", help="GiB that a worker may take.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-
-
-def _region(region: str, bbox: str) -> Region | None:
-    if region and bbox:
-        raise BadInput("--region and --bbox: give one of them")
-    return region_from_file(region) if region else region_from_bbox(bbox) if bbox else None
 
 
 def _version(asked: bool) -> None:
@@ -109,7 +93,7 @@ def inventory_build(
 
         names, note = list(land_tiles()), "all land"
     else:
-        names, note = tiles_of(_region(region, bbox)), f"--region {region}" if region else f"--bbox {bbox}"  # type: ignore[arg-type]
+        names, note = tiles_of(region_of(region, bbox)), f"--region {region}" if region else f"--bbox {bbox}"  # type: ignore[arg-type]
     providers: list[str | None] = [None if p == "-" else p for p in provider or []]
     if len(providers) > len(catalog):
         raise BadInput(f"--as is given {len(providers)} times for {len(catalog)} --catalog")
@@ -209,75 +193,12 @@ def quote(
     from pipeline import quote as verb
 
     names = tuple(names_from_list(tiles)) if tiles else ()
-    result = verb.quote(inv, model, names, _region(region, bbox), block, memory, card, dollars)
+    result = verb.quote(inv, model, names, region_of(region, bbox), block, memory, card, dollars)
     console.show(result, as_json, verb.as_text)
 
 
-@app.command(context_settings={"allow_extra_args": True})
-def embed(
-    context: typer.Context,
-    inv: Annotated[str, typer.Argument(metavar="[INV]", help="Inventory file; none with --dpixels.")] = "",
-    model: Model = "",
-    out: Annotated[str, typer.Option("--out", help="Output folder.")] = "",
-    dpixels: Annotated[str, typer.Option("--dpixels", help="Embed a d-pixel folder (v1.0 draws by its name).")] = "",
-    tiles: Tiles = "",
-    region: RegionFile = "",
-    bbox: Bbox = "",
-    device: Device = "auto",
-    block: Block = 2048,
-    memory: Memory = 8.0,
-    runner: Annotated[str, typer.Option("--runner", help="local.")] = "local",
-    workers: Annotated[int, typer.Option("--workers", help="Processes of the local runner.")] = 1,
-    overlap: Annotated[str, typer.Option("--overlap", help="full: every tile holds all of its pixels.")] = "full",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, stop.")] = False,
-    max_failures: Annotated[
-        int, typer.Option("--max-failures", help="Begin no further block after so many; 0: no limit.")
-    ] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Also redo what is published.")] = False,
-    overviews: Annotated[
-        bool, typer.Option("--overviews", help="Embeddings and scales with overviews: means of the vectors.")
-    ] = False,
-    licence: Annotated[str, typer.Option("--licence", help="SPDX id for the collection, e.g. CC-BY-4.0.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Make the embeddings: every tile of the inventory that is not published yet. After -- come Beam's own options.
-
-    Example: tessera-beam embed inv.parquet --model m.onnx --out out --bbox 12.0,45.1,12.1,45.2
-    """
-    from pipeline import embed as verb
-
-    if not model or not out:
-        raise BadInput("embed needs --model M.onnx and --out DIR")
-    if overlap != "full":
-        raise BadInput(f"--overlap {overlap}: this release knows 'full'")
-    if bool(inv) == bool(dpixels):
-        raise BadInput("what is to be embedded? give an inventory, or --dpixels DIR")
-    if dpixels:
-        console.show(verb.embed_dpixels(dpixels, model, out, device, console.warn), as_json, words.embedded_dpixels)
-        return
-    options = verb.EmbedOptions(
-        tiles=tuple(names_from_list(tiles)) if tiles else (),
-        region=_region(region, bbox),
-        device=device,
-        block_px=block,
-        memory_gib=memory,
-        runner=runner,
-        workers=workers,
-        max_failures=max_failures,
-        force=force,
-        overviews=overviews,
-        licence=licence,
-        beam_args=tuple(context.args),
-    )
-    if dry_run:
-        from pipeline.dry_run import dry_run as look
-
-        console.show(look(inv, model, out, options), as_json, words.dry_run)
-        return
-    command = shlex.join(["tessera-beam", *sys.argv[1:]])
-    result = verb.embed(inv, model, out, options, command, console.say, console.on_terminal())
-    console.show(result, as_json, words.embedded)
-    leave_with(console.WITH_FAILURES if verb.incomplete(result) else console.OK)
+app.command(context_settings={"allow_extra_args": True})(cli_embed.embed)
+app.command()(cli_embed.drain)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.errors import BadInput
 from model.families import profile_for
-from pipeline.embed import READERS, check_imagery
+from pipeline.planning import READERS, check_imagery
 from pipeline.reach import check_reach
 from transforms import inventory
 from transforms.dpixels import build, read_stack, save, unsearched

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.modelfile import open_model
+from pipeline.record import closed, unattended
 from pipeline.work import TileWork, opened, side_by_side, work_of
 from transforms import inventory
 from transforms.embed import inventory_of
@@ -107,5 +108,7 @@ def finish_run(plan: Plan) -> dict[str, Any]:
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(failed, schema=FAILURES), out, compression="zstd")
     store.replace("failures.parquet", out.getvalue())
+    if unattended(store, plan):
+        closed(store, plan)  # else the program that waits does it, and measures how long it was
     store.sweep()
     return {"tiles_published": len(held), "blocks_failed": len(failed)}

@@ -10,8 +10,8 @@ import apache_beam as beam
 from pipeline.finish import finish_run
 from transforms import inventory
 from transforms.embed import inventory_of
-from transforms.plans import Plan
-from transforms.steps import EmbedBlock, PlanTiles, SweepTile
+from transforms.plans import BlockTask, Plan
+from transforms.steps import REAL, EmbedBlock, OneTask, PlanTiles, SweepTile, Work
 from transforms.storage import open_store
 
 
@@ -37,23 +37,37 @@ class FinishRun(beam.DoFn):
 class EmbedTiles(beam.PTransform):
     """Everything from a plan to published tiles.
 
-    Three shuffles, all of small records: tiles over the workers, blocks over the workers, outcomes by tile. A tile is
-    published by the worker that completes it, not behind the last shuffle, which waits for the whole run.
+    Four shuffles, all of small records: tiles over the workers (5 bytes each), blocks over the workers (45), a task of
+    each tile to the sweep (45), their count. A tile is published by the worker that completes it, not behind the last
+    two shuffles, which wait for the whole run.
+
+    Attributes:
+      work: what is done to tiles and blocks.
+      spread_blocks: False to have a tile's blocks made one after another by one worker. Every distributed engine hands
+        out the records of a shuffle in the order of random keys: the last block of most tiles comes towards the end of
+        the run, and until then the fragments of nearly all of them wait on the store. Where there are many more tiles
+        than workers a tile a worker keeps only the fragments of the tiles in work.
     """
 
     plan: Plan
+    work: Work = REAL
+    spread_blocks: bool = True
 
     def expand(self, begin: beam.Pipeline) -> beam.PCollection:
-        return (
+        blocks = (
             begin
             | "Plan" >> beam.Create([self.plan], reshuffle=False)  # one element: a shuffle of it would be for nothing
             | "Tiles" >> beam.FlatMap(tiles_of)
             | "SpreadTiles" >> beam.Reshuffle()
-            | "PlanTiles" >> beam.ParDo(PlanTiles(self.plan))
-            | "SpreadBlocks" >> beam.Reshuffle()
-            | "EmbedBlock" >> beam.ParDo(EmbedBlock(self.plan))
-            | "ByTile" >> beam.GroupByKey()
-            | "SweepTile" >> beam.ParDo(SweepTile(self.plan))
+            | "PlanTiles" >> beam.ParDo(PlanTiles(self.plan, self.work))
+        )
+        if self.spread_blocks:
+            blocks = blocks | "SpreadBlocks" >> beam.Reshuffle()
+        return (
+            blocks
+            | "EmbedBlock" >> beam.ParDo(EmbedBlock(self.plan, self.work))
+            | "ByTile" >> beam.CombinePerKey(OneTask()).with_output_types(tuple[str, BlockTask])
+            | "SweepTile" >> beam.ParDo(SweepTile(self.plan, self.work))
             | "CountTiles" >> beam.combiners.Count.Globally()
             | "FinishRun" >> beam.ParDo(FinishRun(self.plan))
         )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from model.errors import BadInput
 from model.modelfile import ModelFile, open_model
 from model.weights import flop_per_px
-from pipeline.embed import READERS, check_sources, check_tiles, worst_tile
+from pipeline.planning import READERS, check_sources, check_tiles, worst_tile
 from pipeline.room import bytes_a_pixel
 from pipeline.words import memory as memory_words
 from transforms import inventory

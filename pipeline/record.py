@@ -25,16 +25,36 @@ def _blocks(store: Store, plan: Plan) -> Iterator[dict[str, Any]]:
     return map(json.loads, side_by_side(store.get, store.names(f"_runs/{plan.run}/blocks")))
 
 
-def record_of(
-    store: Store, plan: Plan, tiles: list[str], expected: int, command: str, began: dt.datetime, seconds: float
-) -> dict[str, Any]:
+def job_name(plan: Plan) -> str:
+    """The object that says how a run was begun: command, moment, tiles, blocks, engine, whether anybody waits."""
+    return f"_runs/{plan.run}/job.json"
+
+
+def unattended(store: Store, plan: Plan) -> bool:
+    """Whether a run was begun by a program that did not wait for its end."""
+    try:
+        return not json.loads(store.get(job_name(plan)))["waits"]
+    except FileNotFoundError:
+        return False
+
+
+def closed(store: Store, plan: Plan, seconds: float | None = None) -> dict[str, Any]:
     """Writes and returns what became of a run, from what its blocks left on the store.
 
     `stopped`: why no further block was begun, "" where all were.
+
+    Args:
+      seconds: that it took; from its first moment until now where nobody has waited.
     """
+    job = json.loads(store.get(job_name(plan)))
+    began, ended = dt.datetime.fromisoformat(job["started"]), dt.datetime.now(dt.UTC)
+    tiles, expected = job["tiles"], job["blocks"]
+    seconds = (ended - began).total_seconds() if seconds is None else seconds
+    devices: set[str] = set()
     totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
     for block in _blocks(store, plan):
         network.update(block["network"])
+        devices.add(block["device"])
         totals[f"blocks_{block['status']}"] += 1
         totals["pixels"] += block["counts"].get("embedded", 0)
         totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
@@ -45,7 +65,7 @@ def record_of(
     left = side_by_side(lambda tile: bool(plan_tile(again, tile)), tiles)
     unfinished = [tile for tile, some in zip(tiles, left, strict=True) if some]
     try:
-        stopped = store.get(stop_name(plan)).decode()
+        stopped = store.get(stop_name(plan.run)).decode()
     except FileNotFoundError:
         stopped = ""
     summary = {
@@ -53,15 +73,15 @@ def record_of(
         "version": RUN_VERSION,
         "run": plan.run,
         "started": began.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "ended": ended.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "seconds": round(seconds, 2),
-        "command": command,
+        "command": job["command"],
         "model": plan.model_name,
         "inventory": plan.inventory,
         "period": plan.period,
         "warnings": list(period_of(plan.period).warnings),
-        "runner": "local",
-        "device": device_kind(plan.provider),
+        "runner": job["runner"],
+        "device": ", ".join(sorted(devices)) or device_kind(plan.provider),
         "out": plan.out,
         "totals": {
             "tiles": len(tiles),

@@ -12,8 +12,8 @@ import rasterio
 import rasterio.windows
 
 from model.modelfile import open_model
-from pipeline.embed import READERS
 from pipeline.finish import published
+from pipeline.planning import READERS
 from pipeline.status import opened
 from transforms import inventory
 from transforms.cog import TILE_PX as COG_TILE_PX

@@ -134,10 +134,37 @@ def failure(f: dict[str, Any]) -> str:
 
 
 def dry_run(r: dict[str, Any]) -> str:
+    job, there = r["job"], r["tiles_published"]
+    said = "the output was not looked at" if there is None else f"{there} are published already"
+    lines = [
+        f"would do {r['blocks']:,} blocks of {r['tiles_to_do']:,} tiles ({said}), on {r['device']}",
+        r["memory"],
+        f"would start: {job['starts']}",
+        *(["waves:", *(f"  {name}  {n:,} tiles" for name, n in r["waves"].items())] if r["waves"] else []),
+        "Beam's options:",
+        *(f"  {option}" for option in r["beam_options"]),
+        f"stages ({len(job['shuffles'])} shuffles, request of {job['request_bytes'] / 1000:,.0f} kB):",
+        *(f"  {n}  {', '.join(_steps(stage))}" for n, stage in enumerate(job["stages"], 1)),
+        "environments:",
+        *(f"  {e['urn']} {e['where']} {e['hints'] or ''}".rstrip() for e in job["environments"]),
+    ]
+    return "\n".join(lines)
+
+
+def submitted(r: dict[str, Any]) -> str:
     return (
-        f"would do {r['blocks']} blocks of {r['tiles_to_do']} tiles ({r['tiles_published']} are published already), "
-        f"on {r['device']}\n{r['memory']}\nBeam options: {' '.join(r['beam_options'])}"
+        f"job {r['job']} runs on {r['runner']} {r['link']}".rstrip()
+        + f"\nsee tessera-beam status {r['out']}; tessera-beam drain {r['out']} has it begin no further block"
     )
+
+
+def drained(r: dict[str, Any]) -> str:
+    return f"{r['out']}: run {r['run']} begins no further block; the next run does what is missing"
+
+
+def _steps(stage: list[str]) -> list[str]:
+    """Steps of a fused stage by the names that the graph gives them, each once."""
+    return list(dict.fromkeys(name.removeprefix("EmbedTiles/").split("/")[0] for name in stage))
 
 
 def status(r: dict[str, Any]) -> str:
@@ -197,8 +224,9 @@ def demo(r: dict[str, Any]) -> str:
     )
 
 
-def memory(budget: Budget, workers: int) -> str:
+def memory(budget: Budget, workers: int, blocks_at_once: int = 1) -> str:
     """The budget as a line."""
     parts = ", ".join(f"{name} {n / 2**20:,.0f}" for name, n in budget.parts_bytes)
     total = budget.total_bytes / 2**30
-    return f"memory per worker at most {total:.2f} GiB x {workers} (MiB: {parts}); {budget.strips}"
+    each = "memory per worker" if blocks_at_once == 1 else f"memory of each of {blocks_at_once} blocks at once"
+    return f"{each} at most {total:.2f} GiB x {workers} (MiB: {parts}); {budget.strips}"

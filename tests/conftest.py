@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from model.modelfile import ModelFile, open_model
 from pipeline import inventory
 from pipeline.demo.planet import Planet, build
 from pipeline.demo.run import FROZEN, model_path
+from transforms.inventory import read_tile
 from transforms.periods import period_of
 
 # Speed is measured in bench/: an example that is slow on a busy machine is no fault.
@@ -47,6 +48,25 @@ def world(planet: Planet, tmp_path_factory: pytest.TempPathFactory) -> World:
         inventory.build(found, period_of(year), planet.tiles, root / f"{year}.parquet", now=FROZEN)
     bbox = ",".join(str(v) for v in planet.bbox)
     return World(planet, str(root / "2024.parquet"), str(root / "2025.parquet"), model_path(), bbox)
+
+
+@pytest.fixture(scope="session")
+def sparse(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with few dates: for what becomes of blocks and tiles, whatever lies in them."""
+    root = tmp_path_factory.mktemp("sparse")
+    for inv in (world.inv, world.inv_2025):
+        fewer_dates(inv, world.earth.tiles, root / Path(inv).name)
+    return dataclasses.replace(world, inv=str(root / "2024.parquet"), inv_2025=str(root / "2025.parquet"))
+
+
+def fewer_dates(inv: str | Path, tiles: Sequence[str], out: Path) -> Path:
+    """Writes an inventory with a sixth of the dates of another, and those that not all of its tiles have."""
+    scenes = [s for t in tiles for s in read_tile(inv, t) if s.kept]
+    seen = {day: {s.tile for s in scenes if s.day == day} for day in sorted({s.day for s in scenes})}
+    kept = {day for n, day in enumerate(seen) if n % 6 == 0 or len(seen[day]) < len(tiles)}
+    others = sorted({s.id for s in scenes if s.day not in kept})
+    inventory.amend(inv, [(scene, None) for scene in others], "fewer dates", out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import google_crc32c
 import pytest
 
+from transforms import s3_calls
 from transforms.s3_calls import client_of
 from transforms.s3_parts import MIB
 from transforms.storage import Source, open_store
@@ -304,3 +305,30 @@ def everything(store):
     store.delete_all("a")
     assert [e.name for e in store.walk("")] == ["b/out"]
     store.sweep()
+
+
+@pytest.fixture(name="moto", scope="module")
+def _moto():
+    with moto() as road:
+        yield road
+
+
+@pytest.fixture(name="road")
+def _road(moto, monkeypatch):
+    """The road without faults, to which this process's environment leads."""
+    moto.seen, moto.faults, moto.rules = [], {}, {}
+    dummy_keys(monkeypatch, moto.url)
+    monkeypatch.setattr(s3_calls, "FIRST_PAUSE_S", 0.01)
+    return moto
+
+
+@pytest.fixture(name="store")
+def _store(road):
+    """A store in a bucket of its own, which must be left without unfinished uploads."""
+    found = bucket("out/here")
+    yield found
+    road.faults, road.rules = {}, {}
+    assert uploads(found) == []
+
+
+FIXTURES = _moto, _road, _store  # for a test file to take: `moto, road, store = s3_double.FIXTURES`

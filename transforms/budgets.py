@@ -72,4 +72,4 @@ def check_worker(plan: Plan, model: ModelFile, inventory_path: Path, head: inven
     """
     tiles = json.loads(open_store(plan.out).get(f"_inputs/{plan.tiles}.tiles.json")) if plan.tiles else head.tiles
     scenes = inventory.read_tile(inventory_path, largest_tile(head, tiles))
-    check_machine(budget_of(plan, model, scenes), 1, machine())
+    check_machine(budget_of(plan, model, scenes), plan.blocks_at_once, machine())

@@ -4,7 +4,9 @@ import dataclasses
 import datetime as dt
 import functools
 import json
+import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -47,7 +49,8 @@ class Worker:
       plan: of the run. store: its output. model: the opened file. session: on the plan's provider.
       colours: of the preview. roots: source -> where its relative hrefs begin. frozen: when the inventory was made.
       pool: reads files and compresses tiles; bounds the reads in flight of the whole process.
-      tally: what became of the process's blocks so far.
+      tally: what became of the process's blocks so far. seats: of the blocks that may be worked on at once, whatever
+        an engine hands over: Prism and Flink give one process many bundles (facts, checked 2.1.2; beam 2.2).
     """
 
     plan: Plan
@@ -59,6 +62,7 @@ class Worker:
     frozen: str
     pool: Executor
     tally: Tally = dataclasses.field(default_factory=Tally)
+    seats: threading.BoundedSemaphore = dataclasses.field(default_factory=threading.BoundedSemaphore)
 
 
 def open_worker(plan: Plan) -> Worker:
@@ -72,6 +76,8 @@ def open_worker(plan: Plan) -> Worker:
     head = inventory.read_header(inventory_of(plan))
     check_worker(plan, model, inventory_of(plan), head)
     keep_heaps_few()
+    seen = {"device": device_kind(plan.provider), "version": plan.version, "started": _now()}
+    store.replace(f"_runs/{plan.run}/workers/{socket.gethostname()}-{os.getpid()}.json", json.dumps(seen).encode())
     return Worker(
         plan,
         store,
@@ -81,6 +87,7 @@ def open_worker(plan: Plan) -> Worker:
         {s.name: s.root for s in head.sources},
         head.frozen,
         CarryingPool(plan.readers, thread_name_prefix="read"),
+        seats=threading.BoundedSemaphore(plan.blocks_at_once),
     )
 
 
@@ -216,11 +223,16 @@ def _dates(stack: Stack) -> dict[str, int]:
 
 
 def embed_block(worker: Worker, task: BlockTask) -> Receipt:
-    """Makes one block, or finds it made; writes its fragments, then its receipt.
+    """Makes one block, or finds it made; writes its fragments, then its receipt. Waits for one of the worker's seats.
 
     Returns:
       The receipt, `DONE` or `FAILED`. A block that has ended its worker twice is failed without a third attempt.
     """
+    with worker.seats:  # before the attempt begins: a block that waits is not to blame for the end of its worker
+        return _made_at_its_seat(worker, task)
+
+
+def _made_at_its_seat(worker: Worker, task: BlockTask) -> Receipt:
     plan, store, block = worker.plan, worker.store, task.block
     desk, began, clock = desk_of(plan, task), _now(), time.perf_counter()
     if found := made(store, desk, task, plan.period, device_kind(plan.provider)):
@@ -322,13 +334,13 @@ def _leave(worker: Worker, desk: Desk, block: Block, receipt: Receipt) -> Receip
         failed = len(store.names(f"_runs/{plan.run}/failed"))
         stop = f"{failed} blocks have failed, and --max-failures is {plan.max_failures}" * (failed >= plan.max_failures)
     if stop:
-        store.put_if_absent(stop_name(plan), stop.encode())
+        store.put_if_absent(stop_name(plan.run), stop.encode())
     return receipt
 
 
-def stop_name(plan: Plan) -> str:
+def stop_name(run: str) -> str:
     """The object that says why a run begins no further block; absent while it goes on."""
-    return f"_runs/{plan.run}/stop.txt"
+    return f"_runs/{run}/stop.txt"
 
 
 def _now() -> str:

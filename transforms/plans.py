@@ -29,7 +29,7 @@ class Plan:
       region: digest of the region at `_inputs/<digest>.region.geojson`, "" for whole tiles.
       block_px, micro_batch_px, provider: how blocks are made; a mismatch redoes unfinished blocks.
       threads: of the session, 0 for all cores. readers: files read at once, per process.
-      memory_bytes: what a worker may take.
+      memory_bytes: what a block may take of a worker.
       max_failures: failed blocks after which no further one is begun; 0 for no limit.
       force: also redo what is published.
       preview: name of the preview's colours at `_inputs/<name>.preview.json`.
@@ -37,6 +37,7 @@ class Plan:
       overlap: who owns pixels that lie in two tiles: "full", every tile its own. A part of the product too.
       overviews: whether embeddings and scales are published with overviews.
       licence: of the embeddings, for the collection; "" leaves what stands there.
+      blocks_at_once: that a worker process works on; each may take `memory_bytes`.
     """
 
     run: str
@@ -61,6 +62,7 @@ class Plan:
     overlap: str = "full"
     overviews: bool = False
     licence: str = ""
+    blocks_at_once: int = 1
 
     @property
     def blocks_made_with(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
@@ -166,6 +166,14 @@ def alive(pid: int) -> bool:
     return True
 
 
+_SCHEMES: dict[str, Callable[[str], Store]] = {}
+
+
+def serve_scheme(scheme: str, opener: Callable[[str], Store]) -> None:
+    """Has `open_store` open the URLs of a further scheme with `opener`, in this process: a store of somebody's own."""
+    _SCHEMES[scheme] = opener
+
+
 def open_store(url: str) -> Store:
     """The store of an output folder.
 
@@ -183,6 +191,8 @@ def open_store(url: str) -> Store:
         from transforms.s3_store import s3_store  # likewise
 
         return s3_store(url)
+    if found and scheme in _SCHEMES:
+        return _SCHEMES[scheme](url)
     if found and scheme != "file":
         raise BadInput(f"--out {url}: this release writes to folders, gs:// and s3://")
     return LocalStore(str(Path(url.removeprefix("file://")).absolute()))

@@ -15,7 +15,8 @@ from pipeline import inventory, quote, report, verify
 from pipeline.console import CHECK_FAILED, OK, WITH_FAILURES
 from pipeline.demo import planet
 from pipeline.demo.api import serve
-from pipeline.embed import EmbedOptions, embed, incomplete
+from pipeline.embed import embed, incomplete
+from pipeline.planning import EmbedOptions
 from transforms.hosts import allowed
 from transforms.periods import period_of
 

@@ -18,7 +18,7 @@ from model.families import profile_for
 from model.profile import S1_BANDS, S2_BANDS
 from pipeline import inventory
 from pipeline.dpixels import dpixels
-from pipeline.embed import READERS
+from pipeline.planning import READERS
 from pipeline.real.checks import FORMAT, VERSION, Check, compare
 from pipeline.real.cubes import MISSING, OPENEO_OPTICAL, OPENEO_RADAR, Cube, doys, power_of, read_cube
 from transforms import dpixels as series

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.modelfile import open_model
 from model.profile import S1_BANDS, S2_BANDS
-from pipeline.embed import embed_dpixels
+from pipeline.embed_folder import embed_dpixels
 from pipeline.real.checks import FORMAT, VERSION, Check, compare
 from pipeline.real.cubes import MISSING, RADAR_DB, WORLDCEREAL, Cube, power_of, read_cube
 from transforms import dpixels

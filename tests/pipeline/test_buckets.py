@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from store_places import PLACES, servers_ended
 
 from pipeline import finish, status
 from pipeline.clean import clean
-from pipeline.embed import EmbedOptions, embed, incomplete
+from pipeline.embed import embed, incomplete
+from pipeline.planning import EmbedOptions
 from pipeline.report import report
 from pipeline.verify import verify
 from transforms.disk_store import LocalStore
@@ -22,7 +24,7 @@ TILES = 2
 
 
 def run(world, out, **options):
-    chosen = {"region": region_from_bbox(world.bbox), "block_px": 1024, "tiles": world.earth.tiles[:TILES]} | options
+    chosen = {"region": region_from_bbox(world.bbox), "block_px": 512, "tiles": world.earth.tiles[:TILES]} | options
     return embed(world.inv, world.model, out, EmbedOptions(**chosen), "embed", lambda _: None, False)
 
 
@@ -33,9 +35,9 @@ def ended():
 
 
 @pytest.fixture(scope="module")
-def on_disk(world, tmp_path_factory):
+def on_disk(sparse, tmp_path_factory):
     out = tmp_path_factory.mktemp("disk") / "out"
-    assert not incomplete(run(world, str(out)))
+    assert not incomplete(run(sparse, str(out)))
     return out
 
 
@@ -49,9 +51,9 @@ def objects(store: Store) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("place", [p if p == "gcs" else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
-def test_a_bucket_holds_what_a_disk_would(world, on_disk, place):
+def test_a_bucket_holds_what_a_disk_would(sparse, on_disk, place):
     with PLACES[place]() as store:
-        summary = run(world, store.url)
+        summary = run(sparse, store.url)
         assert not incomplete(summary), summary["failures"]
         assert objects(store) == contents(on_disk)
         assert not list(store.walk("_work"))
@@ -59,10 +61,10 @@ def test_a_bucket_holds_what_a_disk_would(world, on_disk, place):
         assert there == known | {"out": store.url}
         assert verify(store.url, 1, 0, "cpu")["ok"]
         page = store.get(report(store.url).removeprefix(f"{store.url}/")).decode()
-        for tile in world.earth.tiles[:TILES]:
+        for tile in sparse.earth.tiles[:TILES]:
             assert tile in page
         assert page.count("data:image/png") == Path(report(on_disk)).read_text().count("data:image/png") > 0
-        again = run(world, store.url)
+        again = run(sparse, store.url)
         assert not incomplete(again)
         assert again["totals"]["blocks_done"] == 0
         before = objects(store)
@@ -88,23 +90,23 @@ class Counting:
         return counted
 
 
-def test_status_asks_little_and_opens_the_receipts_of_unfinished_tiles_alone(world, tmp_path, monkeypatch):
+def test_status_asks_little_and_opens_the_receipts_of_unfinished_tiles_alone(sparse, on_disk, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    run(world, str(out))
-    item = next(Path(out / "2024" / world.earth.tiles[0]).glob("*.json"))
+    shutil.copytree(on_disk, out)
+    item = next(Path(out / "2024" / sparse.earth.tiles[0]).glob("*.json"))
     many = 40
     for n in range(many):  # published tiles like the first one
         record = json.loads(item.read_text())
         record["properties"]["tessera:tile"] = name = f"33T{'ABCDEFGHJKLMNPQRSTUV'[n // 20 * 7 + n % 7]}{n:02d}"
         (out / "2024" / name).mkdir()
-        (out / "2024" / name / item.name.replace(world.earth.tiles[0], name)).write_text(json.dumps(record))
-    desk = out / "_work/2024" / world.earth.tiles[2] / "12345678" / "desk"
+        (out / "2024" / name / item.name.replace(sparse.earth.tiles[0], name)).write_text(json.dumps(record))
+    desk = out / "_work/2024" / sparse.earth.tiles[2] / "12345678" / "desk"
     desk.mkdir(parents=True)
     counting = Counting(LocalStore(str(out)))
     monkeypatch.setattr(status, "open_store", lambda _: counting)
     waiting = collections.Counter()
     monkeypatch.setattr(
-        status, "wanted_tiles", lambda _: {"2024": {e.name for e in (out / "2024").iterdir()} | {world.earth.tiles[2]}}
+        status, "wanted_tiles", lambda _: {"2024": {e.name for e in (out / "2024").iterdir()} | {sparse.earth.tiles[2]}}
     )
     found = status.status(str(out))
     assert found["states"] == {"published": many + TILES, "missing": 1}

@@ -10,7 +10,8 @@ import pytest
 import rasterio
 
 from pipeline import report, words
-from pipeline.embed import EmbedOptions, embed
+from pipeline.embed import embed
+from pipeline.planning import EmbedOptions
 from pipeline.status import status
 from pipeline.verify import verify
 from transforms.fragments import DRIFT, NO_OPTICAL, OUTSIDE

@@ -12,7 +12,9 @@ from rasterio.windows import Window
 from pipeline import verify as verb
 from pipeline.demo import untrained
 from pipeline.dpixels import dpixels
-from pipeline.embed import EmbedOptions, embed, embed_dpixels, incomplete
+from pipeline.embed import embed, incomplete
+from pipeline.embed_folder import embed_dpixels
+from pipeline.planning import EmbedOptions
 from pipeline.quote import expected_tokens, quote
 from pipeline.verify import verify
 from transforms.draws import Place
@@ -64,24 +66,24 @@ def assert_same(got, wanted):
 
 
 @pytest.fixture(scope="module")
-def done(world, drawing, tmp_path_factory):
+def done(sparse, drawing, tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn") / "out"
-    run(world, drawing, out)
+    run(sparse, drawing, out)
     return out
 
 
 @pytest.mark.slow
-def test_blocks_of_another_size_draw_the_same(world, drawing, done, tmp_path):
-    run(world, drawing, tmp_path / "out", block_px=256)
-    assert_same(published(world, tmp_path / "out"), published(world, done))
+def test_blocks_of_another_size_draw_the_same(sparse, drawing, done, tmp_path):
+    run(sparse, drawing, tmp_path / "out", block_px=256)
+    assert_same(published(sparse, tmp_path / "out"), published(sparse, done))
 
 
 @pytest.mark.slow
-def test_strips_draw_as_whole_blocks_do(world, drawing, done, tmp_path, monkeypatch):
+def test_strips_draw_as_whole_blocks_do(sparse, drawing, done, tmp_path, monkeypatch):
     low_strips(monkeypatch)
-    said = run(world, drawing, tmp_path / "out")
+    said = run(sparse, drawing, tmp_path / "out")
     assert any("strips of 128 rows" in line for line in said), said
-    assert_same(published(world, tmp_path / "out"), published(world, done))
+    assert_same(published(sparse, tmp_path / "out"), published(sparse, done))
 
 
 @pytest.mark.slow
@@ -101,9 +103,9 @@ def test_verify_sees_other_draws(done, monkeypatch, field, value):
     assert any(f["check"] == "recompute" and "codes differ" in f["detail"] for f in found["findings"])
 
 
-def test_a_folder_of_d_pixels_draws_by_its_own_name(world, drawing, tmp_path):
-    window = ",".join(map(str, world.earth.island(TILE)))
-    dpixels(world.inv, "v2", TILE, window, str(tmp_path / "a"), pytest.fail)
+def test_a_folder_of_d_pixels_draws_by_its_own_name(sparse, drawing, tmp_path):
+    window = ",".join(map(str, sparse.earth.island(TILE)))
+    dpixels(sparse.inv, "v2", TILE, window, str(tmp_path / "a"), pytest.fail)
     (tmp_path / "elsewhere").mkdir()
     for copy in ("b", "elsewhere/a"):
         shutil.copytree(tmp_path / "a", tmp_path / copy)

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from conftest import World, contents
+from conftest import World, contents, fewer_dates
 from low_strips import low_strips
 
 from model.errors import BadInput
 from pipeline import inventory
 from pipeline.dry_run import dry_run
-from pipeline.embed import EmbedOptions, embed, incomplete
+from pipeline.embed import embed, incomplete
+from pipeline.engines import Local
+from pipeline.planning import EmbedOptions
 from pipeline.status import status
 from pipeline.verify import verify
+from transforms.inventory import read_header, read_tile, write_inventory
 from transforms.periods import period_of
 from transforms.regions import region_from_bbox
 from transforms.stac_index import read_items_parquet
@@ -36,26 +39,43 @@ def pixels(out: Path, tile: str, window: tuple[int, int, int, int], period: str 
 
 
 @pytest.fixture(scope="module")
-def done(world, tmp_path_factory):
+def done(sparse, tmp_path_factory):
     """An undisturbed run over the island in blocks of 512 px."""
     out = tmp_path_factory.mktemp("done") / "out"
-    summary = run(world, out)
+    summary = run(sparse, out)
     assert not incomplete(summary)
     return out
 
 
-def test_a_tile_is_whole_and_agrees_with_the_planet(world, done):
-    for tile in world.earth.tiles:
-        window = world.earth.island(tile)
-        got = pixels(done, tile, window)
-        there = np.isfinite(got["scales"][0])
-        assert there.any()
-        assert ((got["embeddings"] == -128).all(0) == ~there).all()
-        assert ((got["embeddings"] == -128).any(0) == ~there).all()
-        inside = (got["reasons"][0] & 8) == 0
-        truth = world.earth.observations(tile, 2024)
-        assert np.array_equal(got["observations"][0][inside], truth[inside])
-        assert ((got["reasons"][0] & 1) > 0)[inside].tolist() == (truth == 0)[inside].tolist()
+def dates_seen(world: World, tile: str) -> np.ndarray:
+    """Dates of the inventory on which a pixel of the island was clear."""
+    days: dict[int, np.ndarray] = {}
+    for scene in read_tile(world.inv, tile):
+        if scene.kept and scene.sensor == "S2":
+            clear = world.earth.clear(tile, scene.id)
+            days[scene.day] = days[scene.day] | clear if scene.day in days else clear
+    return np.sum(list(days.values()), axis=0, dtype=np.uint16)
+
+
+def is_whole(got: dict[str, np.ndarray], truth: np.ndarray) -> None:
+    there = np.isfinite(got["scales"][0])
+    assert there.any()
+    assert ((got["embeddings"] == -128).all(0) == ~there).all()
+    assert ((got["embeddings"] == -128).any(0) == ~there).all()
+    inside = (got["reasons"][0] & 8) == 0
+    assert np.array_equal(got["observations"][0][inside], truth[inside])
+    assert ((got["reasons"][0] & 1) > 0)[inside].tolist() == (truth == 0)[inside].tolist()
+
+
+def test_a_tile_is_whole_and_agrees_with_the_planet(sparse, done):
+    for tile in sparse.earth.tiles:
+        is_whole(pixels(done, tile, sparse.earth.island(tile)), dates_seen(sparse, tile))
+
+
+@pytest.mark.slow
+def test_every_date_of_the_year_counts(world, tmp_path):
+    run(world, tmp_path, tiles=("32TQR",))
+    is_whole(pixels(tmp_path, "32TQR", world.earth.island("32TQR")), world.earth.observations("32TQR", 2024))
 
 
 def test_verify_finds_a_finished_output_sound(done):
@@ -64,7 +84,7 @@ def test_verify_finds_a_finished_output_sound(done):
     assert found["windows_recomputed"] == 3
 
 
-def test_verify_sees_one_changed_byte(world, done, tmp_path):
+def test_verify_sees_one_changed_byte(sparse, done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)
     path = next((out / "2024" / "32TQR").glob("*/embeddings.tif"))
@@ -77,13 +97,13 @@ def test_verify_sees_one_changed_byte(world, done, tmp_path):
 
 
 @pytest.mark.slow
-def test_verify_recomputes_and_sees_codes_that_another_input_would_give(world, done, tmp_path):
+def test_verify_recomputes_and_sees_codes_that_another_input_would_give(sparse, done, tmp_path):
     """Checksums and item are made to fit: only the sources tell."""
     out = tmp_path / "out"
     shutil.copytree(done, out)
     inv = next(out.glob("_inputs/*.parquet"))
     kept = tmp_path / "one-less.parquet"
-    scene = json.loads(json.dumps(sorted(world.earth.s2_ids("32TQR"))))[3]
+    scene = json.loads(json.dumps(sorted(sparse.earth.s2_ids("32TQR"))))[3]
     inventory.amend(str(inv), [(scene, None)], "to see what verify says", str(kept))
     shutil.copy(kept, inv)
     found = verify(str(out), recompute=6, seed=0, device="cpu")
@@ -91,14 +111,14 @@ def test_verify_recomputes_and_sees_codes_that_another_input_would_give(world, d
 
 
 @pytest.mark.slow
-def test_two_runs_give_the_same_bytes(world, done, tmp_path):
-    run(world, tmp_path / "out")
+def test_two_runs_give_the_same_bytes(sparse, done, tmp_path):
+    run(sparse, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(done)
 
 
 @pytest.mark.slow
-def test_processes_give_the_bytes_of_one_process(world, done, tmp_path):
-    run(world, tmp_path / "out", workers=2)
+def test_processes_give_the_bytes_of_one_process(sparse, done, tmp_path):
+    run(sparse, tmp_path / "out", engine=Local(2))
     assert contents(tmp_path / "out") == contents(done)
 
 
@@ -109,10 +129,10 @@ def of_tile(out: Path, tile: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block_px", [256, 2048])
-def test_another_block_size_gives_the_same_pixels(world, done, tmp_path, block_px):
-    run(world, tmp_path / "out", block_px=block_px, tiles=("32TQR",))
+def test_another_block_size_gives_the_same_pixels(sparse, done, tmp_path, block_px):
+    run(sparse, tmp_path / "out", block_px=block_px, tiles=("32TQR",))
     for tile in ("32TQR",):
-        row, col, height, width = world.earth.island(tile)
+        row, col, height, width = sparse.earth.island(tile)
         window = (max(row - 200, 0), max(col - 200, 0), height + 300, width + 300)
         mine, theirs = pixels(tmp_path / "out", tile, window), pixels(done, tile, window)
         for key in mine:
@@ -120,29 +140,29 @@ def test_another_block_size_gives_the_same_pixels(world, done, tmp_path, block_p
 
 
 @pytest.mark.slow
-def test_low_strips_give_the_same_bytes(world, done, tmp_path, monkeypatch):
+def test_low_strips_give_the_same_bytes(sparse, done, tmp_path, monkeypatch):
     low_strips(monkeypatch)
     said: list[str] = []
-    options = EmbedOptions(region=region_from_bbox(world.bbox), block_px=512, tiles=("32TQR",))
-    embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", said.append, False)
+    options = EmbedOptions(region=region_from_bbox(sparse.bbox), block_px=512, tiles=("32TQR",))
+    embed(sparse.inv, sparse.model, str(tmp_path / "out"), options, "embed", said.append, False)
     assert any("strips of 128 rows" in line for line in said), said
     assert of_tile(tmp_path / "out", "32TQR") == of_tile(done, "32TQR")
 
 
-def test_a_second_run_does_no_block(world, done, tmp_path):
+def test_a_second_run_does_no_block(sparse, done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)
     before = contents(out)
-    summary = run(world, out)
+    summary = run(sparse, out)
     assert summary["totals"]["blocks_done"] == 0
-    assert summary["totals"]["tiles_published"] == len(world.earth.tiles)
+    assert summary["totals"]["tiles_published"] == len(sparse.earth.tiles)
     assert not incomplete(summary)
     assert contents(out) == before
 
 
-def test_overlapping_tiles_of_a_zone_agree_where_their_observations_do(world, done):
+def test_overlapping_tiles_of_a_zone_agree_where_their_observations_do(sparse, done):
     """32TQQ and 32TQR share a grid; one date is in only one of them."""
-    got = {t: pixels(done, t, world.earth.island(t)) for t in ("32TQQ", "32TQR")}
+    got = {t: pixels(done, t, sparse.earth.island(t)) for t in ("32TQQ", "32TQR")}
     a, b = got["32TQQ"], got["32TQR"]
     assert a["scales"].shape == b["scales"].shape
     same = (a["observations"] == b["observations"]).all(0)
@@ -151,35 +171,35 @@ def test_overlapping_tiles_of_a_zone_agree_where_their_observations_do(world, do
     assert (a["embeddings"] != b["embeddings"]).any(0)[~same].any()
 
 
-def test_a_second_period_goes_into_the_same_output(world, done, tmp_path):
+def test_a_second_period_goes_into_the_same_output(sparse, done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)
     before = {k: v for k, v in contents(out).items() if k.startswith("2024/")}
-    summary = run(world, out, inv=world.inv_2025, tiles=("33TUL",))
+    summary = run(sparse, out, inv=sparse.inv_2025, tiles=("33TUL",))
     assert not incomplete(summary)
     after = contents(out)
     assert before.items() <= after.items()
     items = list(read_items_parquet(out / "items.parquet"))
     assert {i["properties"]["tessera:period"] for i in items} == {"2024", "2025"}
     links = [x for x in json.loads((out / "collection.json").read_text())["links"] if x["rel"] == "item"]
-    assert len(links) == len(items) == len(world.earth.tiles) + 1
+    assert len(links) == len(items) == len(sparse.earth.tiles) + 1
 
 
 @pytest.mark.slow
-def test_a_second_region_adds_to_the_first_one(world, tmp_path):
+def test_a_second_region_adds_to_the_first_one(sparse, tmp_path):
     """West half, then east half: at the end the tile holds both, with the pixels of one run over both."""
-    west, south, east, north = world.earth.bbox
+    west, south, east, north = sparse.earth.bbox
     middle = (west + east) / 2
     tile = "33TUL"
     for part in (f"{west},{south},{middle},{north}", f"{middle},{south},{east},{north}"):
-        run(world, tmp_path / "out", region=region_from_bbox(part), tiles=(tile,))
-    run(world, tmp_path / "both", tiles=(tile,))
-    window = world.earth.island(tile)
+        run(sparse, tmp_path / "out", region=region_from_bbox(part), tiles=(tile,))
+    run(sparse, tmp_path / "both", tiles=(tile,))
+    window = sparse.earth.island(tile)
     mine, theirs = pixels_of_item(tmp_path / "out", tile, window), pixels_of_item(tmp_path / "both", tile, window)
     assert np.isfinite(mine["scales"]).sum() > 0
     for key in mine:
         assert np.array_equal(mine[key], theirs[key], equal_nan=key == "scales"), key
-    again = run(world, tmp_path / "out", region=region_from_bbox(f"{west},{south},{middle},{north}"), tiles=(tile,))
+    again = run(sparse, tmp_path / "out", region=region_from_bbox(f"{west},{south},{middle},{north}"), tiles=(tile,))
     assert again["totals"]["blocks_done"] == 0, "a region that is covered already needs nothing"
 
 
@@ -211,25 +231,20 @@ def break_file(path: Path, how: str) -> None:
     "how",
     ["ends early", *(pytest.param(how, marks=pytest.mark.slow) for how in ("is missing", "has other dimensions"))],
 )
-def test_a_broken_file_fails_its_tile_and_nothing_else(world, tmp_path, how):
+def test_a_broken_file_fails_its_tile_and_nothing_else(sparse, tmp_path, how):
     """Failed receipt with scene, band and reason; the command that it gives leads to a finished tile."""
     folder = tmp_path / "planet"
-    shutil.copytree(world.earth.folder, folder)
-    inv = tmp_path / "inv.parquet"
-    inventory.build([(str(folder), None)], period_of("2024"), ("32TQR", "33TUL"), inv)
-    from transforms.inventory import read_header, read_tile
-
-    scene = next(
-        s
-        for s in read_tile(inv, "32TQR")
-        if s.kept and s.sensor == "S2" and world.earth.clear("32TQR", s.id).mean() > 0.9
-    )
+    shutil.copytree(sparse.earth.folder, folder)
+    inventory.build([(str(folder), None)], period_of("2024"), ("32TQR", "33TUL"), tmp_path / "all.parquet")
+    inv = fewer_dates(tmp_path / "all.parquet", ("32TQR", "33TUL"), tmp_path / "inv.parquet")
+    optical = [s for s in read_tile(inv, "32TQR") if s.kept and s.sensor == "S2"]
+    scene = max(optical, key=lambda s: sparse.earth.clear("32TQR", s.id).mean())
     asset = scene.asset("B11")
     root = Path(read_header(inv).roots[scene.source])
     break_file(root / asset.href, how)
 
     out = tmp_path / "out"
-    summary = run(world, out, inv=str(inv))
+    summary = run(sparse, out, inv=str(inv))
     assert incomplete(summary)
     assert summary["totals"]["tiles_published"] == 1
     failed = {(f["tile"], f["scene"], f["band"]) for f in summary["failures"]}
@@ -240,12 +255,12 @@ def test_a_broken_file_fails_its_tile_and_nothing_else(world, tmp_path, how):
 
     inv2 = tmp_path / "inv2.parquet"
     inventory.amend(inv, [(scene.id, "B11")], how, inv2)
-    summary = run(world, out, inv=str(inv2))
+    summary = run(sparse, out, inv=str(inv2))
     assert not incomplete(summary), summary["failures"]
     assert {t["state"] for t in status(str(out))["tiles"]} == {"published"}
 
 
-def test_after_failures_only_what_is_missing_is_done(world, done, tmp_path, monkeypatch):
+def test_after_failures_only_what_is_missing_is_done(sparse, done, tmp_path, monkeypatch):
     from transforms import embed as step
 
     real = step.embed_window
@@ -258,27 +273,27 @@ def test_after_failures_only_what_is_missing_is_done(world, done, tmp_path, monk
     out = tmp_path / "out"
     monkeypatch.setattr(step, "embed_window", failing)
     two = ("32TQQ", "33TUL")
-    first = run(world, out, tiles=two)
+    first = run(sparse, out, tiles=two)
     assert incomplete(first)
     assert {f["tile"] for f in first["failures"]} == {"33TUL"}
     monkeypatch.setattr(step, "embed_window", real)
-    second = run(world, out, tiles=two)
+    second = run(sparse, out, tiles=two)
     assert not incomplete(second)
     assert second["totals"]["blocks_done"] == first["totals"]["blocks_failed"]
     for tile in two:
         assert of_tile(out, tile) == of_tile(done, tile)
 
 
-def test_a_run_stops_beginning_blocks_after_too_many_failures(world, tmp_path, monkeypatch):
+def test_a_run_stops_beginning_blocks_after_too_many_failures(sparse, tmp_path, monkeypatch):
     def failing(*_):
         raise RuntimeError("always")
 
     monkeypatch.setattr("transforms.embed.embed_window", failing)
-    summary = run(world, tmp_path / "out", max_failures=1)
+    summary = run(sparse, tmp_path / "out", max_failures=1)
     assert summary["totals"]["blocks_failed"] == 1 < summary["totals"]["blocks"]
 
 
-def test_a_block_that_killed_its_worker_twice_is_failed_without_a_third_attempt(world, done, tmp_path, monkeypatch):
+def test_a_block_that_killed_its_worker_twice_is_failed_without_a_third_attempt(sparse, done, tmp_path, monkeypatch):
     from transforms import embed as step
 
     out = tmp_path / "out"
@@ -293,16 +308,16 @@ def test_a_block_that_killed_its_worker_twice_is_failed_without_a_third_attempt(
     monkeypatch.setattr(step, "embed_window", dying)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="Killed"):  # as Beam words it
-            run(world, out, tiles=("32TQQ",))
-    summary = run(world, out, tiles=("32TQQ",), max_failures=1)
+            run(sparse, out, tiles=("32TQQ",))
+    summary = run(sparse, out, tiles=("32TQQ",), max_failures=1)
     assert [f["reason"].startswith("this block ended its worker twice") for f in summary["failures"]] == [True]
     monkeypatch.setattr(step, "embed_window", real)
-    summary = run(world, out, tiles=("32TQQ",))
+    summary = run(sparse, out, tiles=("32TQQ",))
     assert not incomplete(summary)
     assert of_tile(out, "32TQQ") == of_tile(done, "32TQQ")
 
 
-def test_a_tile_is_published_while_another_is_still_being_read(world, tmp_path, monkeypatch):
+def test_a_tile_is_published_while_another_is_still_being_read(sparse, tmp_path, monkeypatch):
     from transforms import embed as step
 
     out = tmp_path / "out"
@@ -314,43 +329,41 @@ def test_a_tile_is_published_while_another_is_still_being_read(world, tmp_path, 
         return real(worker, tile, block, wanted, budget, beat)
 
     monkeypatch.setattr(step, "embed_window", watching)
-    run(world, out, tiles=("32TQQ", "33TUL"))
+    run(sparse, out, tiles=("32TQQ", "33TUL"))
     last_tile, published = seen[-1]
     assert published and last_tile not in published
     assert not list(out.glob("_work/*/*/*")), "no fragment outlives the tiles"
 
 
-def test_a_folder_of_another_product_is_refused(world, done, tmp_path):
+def test_a_folder_of_another_product_is_refused(sparse, done, tmp_path):
     from pipeline.demo.untrained import write
 
     other = tmp_path / "other.onnx"
     write(other, seed=2)
     with pytest.raises(BadInput, match=r"holds another product \(model: there .* choose another --out"):
-        embed(world.inv, str(other), str(done), EmbedOptions(), "embed", lambda _: None, False)
+        embed(sparse.inv, str(other), str(done), EmbedOptions(), "embed", lambda _: None, False)
 
 
-def test_a_source_that_the_weights_were_not_made_for_is_refused_with_both_names(world, tmp_path, monkeypatch):
+def test_a_source_that_the_weights_were_not_made_for_is_refused_with_both_names(sparse, tmp_path, monkeypatch):
     import dataclasses
 
     from model.modelfile import open_model
 
-    model = open_model(world.model)
+    model = open_model(sparse.model)
     narrow = dataclasses.replace(model, profile=dataclasses.replace(model.profile, s2_sources=("sentinel-2-l2a@mars",)))
-    monkeypatch.setattr("pipeline.embed.open_model", lambda _: narrow)
+    monkeypatch.setattr("pipeline.planning.open_model", lambda _: narrow)
     with pytest.raises(BadInput, match=r"sentinel-2-c1-l2a@earth-search.*sentinel-2-l2a@mars"):
-        run(world, tmp_path / "out")
+        run(sparse, tmp_path / "out")
     assert not (tmp_path / "out").exists(), "refused before anything is written"
 
 
-def test_an_inventory_without_radar_is_refused(world, tmp_path):
-    from transforms.inventory import read_header, read_tile, write_inventory
-
-    head = read_header(world.inv)
-    tiles = {t: [s for s in read_tile(world.inv, t) if s.sensor == "S2"] for t in head.tiles}
+def test_an_inventory_without_radar_is_refused(sparse, tmp_path):
+    head = read_header(sparse.inv)
+    tiles = {t: [s for s in read_tile(sparse.inv, t) if s.sensor == "S2"] for t in head.tiles}
     inv = tmp_path / "s2.parquet"
     write_inventory(inv, head.period, head.frozen, tiles, [s for s in head.sources if "sentinel-2" in s.name])
     with pytest.raises(BadInput, match=r"no radar source.*second --catalog"):
-        run(world, tmp_path / "out", inv=str(inv))
+        run(sparse, tmp_path / "out", inv=str(inv))
 
 
 @pytest.mark.parametrize(
@@ -360,40 +373,39 @@ def test_an_inventory_without_radar_is_refused(world, tmp_path):
         ({"block_px": 1000}, r"1000 px.*multiple of 256"),
         ({"device": "cuda"}, "offers"),
         ({"device": "tpu"}, "auto, cpu or cuda"),
-        ({"runner": "spark"}, r"spark.*local"),
-        ({"workers": 0}, "1 or more"),
+        ({"engine": Local(0)}, "1 or more"),
         ({"memory_gib": 0.1}, r"needs .* GiB a worker.*--block"),
         ({"region": region_from_bbox("0,0,1,1")}, "touches none"),
     ],
 )
-def test_bad_options_are_refused_before_work(world, tmp_path, options, words):
+def test_bad_options_are_refused_before_work(sparse, tmp_path, options, words):
     with pytest.raises(BadInput, match=words):
-        run(world, tmp_path / "out", **options)
+        run(sparse, tmp_path / "out", **options)
     assert not list((tmp_path / "out").glob("_runs/*"))
 
 
-def test_a_dry_run_counts_and_writes_no_tile(world, tmp_path):
-    options = EmbedOptions(region=region_from_bbox(world.bbox), block_px=512)
-    found = dry_run(world.inv, world.model, str(tmp_path / "out"), options)
-    assert found["tiles_to_do"] == len(world.earth.tiles)
-    assert found["blocks"] >= len(world.earth.tiles)
+def test_a_dry_run_counts_and_writes_no_tile(sparse, tmp_path):
+    options = EmbedOptions(region=region_from_bbox(sparse.bbox), block_px=512)
+    found = dry_run(sparse.inv, sparse.model, str(tmp_path / "out"), options)
+    assert found["tiles_to_do"] == len(sparse.earth.tiles)
+    assert found["blocks"] >= len(sparse.earth.tiles)
     assert not list((tmp_path / "out").glob("2024"))
 
 
-def test_a_region_without_a_pixel_centre_is_refused(world, tmp_path):
-    west, south, _, _ = world.earth.bbox
+def test_a_region_without_a_pixel_centre_is_refused(sparse, tmp_path):
+    west, south, _, _ = sparse.earth.bbox
     speck = f"{west + 1e-3},{south + 1e-3},{west + 1e-3 + 1e-6},{south + 1e-3 + 1e-6}"
     with pytest.raises(BadInput, match="centre of no 10 m pixel"):
-        run(world, tmp_path / "out", region=region_from_bbox(speck))
+        run(sparse, tmp_path / "out", region=region_from_bbox(speck))
 
 
-def test_a_dry_run_does_not_claim_the_folder(world, tmp_path):
-    dry_run(world.inv, world.model, str(tmp_path / "out"), EmbedOptions(region=region_from_bbox(world.bbox)))
+def test_a_dry_run_does_not_claim_the_folder(sparse, tmp_path):
+    dry_run(sparse.inv, sparse.model, str(tmp_path / "out"), EmbedOptions(region=region_from_bbox(sparse.bbox)))
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
 @pytest.mark.slow
-def test_verify_sees_pixels_that_are_missing(world, tmp_path, monkeypatch):
+def test_verify_sees_pixels_that_are_missing(sparse, tmp_path, monkeypatch):
     from transforms import embed as step
 
     class Lossy(step.WindowEncoder):
@@ -404,18 +416,18 @@ def test_verify_sees_pixels_that_are_missing(world, tmp_path, monkeypatch):
 
     out = tmp_path / "out"
     monkeypatch.setattr(step, "WindowEncoder", Lossy)
-    run(world, out, tiles=("33TUL",))
+    run(sparse, out, tiles=("33TUL",))
     found = verify(str(out), recompute=2, seed=0, device="cpu")
     assert any(f["check"] == "recompute" and "other pixels" in f["detail"] for f in found["findings"]), found
 
 
-def test_verify_of_a_source_that_is_gone_is_a_finding(world, done, tmp_path):
+def test_verify_of_a_source_that_is_gone_is_a_finding(sparse, done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)
     folder = tmp_path / "planet"
-    shutil.copytree(world.earth.folder, folder)
+    shutil.copytree(sparse.earth.folder, folder)
     inv = tmp_path / "inv.parquet"
-    inventory.build([(str(folder), None)], period_of("2024"), world.earth.tiles, inv)
+    inventory.build([(str(folder), None)], period_of("2024"), sparse.earth.tiles, inv)
     shutil.copy(inv, next(out.glob("_inputs/*.parquet")))
     shutil.rmtree(folder)
     found = verify(str(out), recompute=1, seed=0, device="cpu")

@@ -17,7 +17,8 @@ from model.profile import ES_C1, ES_L2A, OPERA_RTC, PC_L2A, PC_RTC, S2_BANDS
 from pipeline.cli import run as program
 from pipeline.demo import untrained
 from pipeline.dpixels import dpixels
-from pipeline.embed import EmbedOptions, check_product, check_sources, embed, incomplete
+from pipeline.embed import embed, incomplete
+from pipeline.planning import EmbedOptions, check_product, check_sources
 from pipeline.quote import quote
 from transforms.dpixels import LAYOUT, load
 from transforms.inventory import read_header, read_tile, write_inventory
@@ -185,7 +186,7 @@ def test_d_pixels_made_elsewhere_are_embedded_whatever_their_radar_was(world, in
     dpixels(inventories[PC_L2A, PC_RTC], "v2", TILE, window, str(tmp_path / "d"), pytest.fail)
     opera = dataclasses.replace(profile_for("v2", 128), s1_resampling="bilinear", s1_arithmetic="float32")
     model = dataclasses.replace(open_model(world.model), profile=opera)
-    monkeypatch.setattr("pipeline.embed.open_model", lambda _: model)
+    monkeypatch.setattr("pipeline.planning.open_model", lambda _: model)
     argv = ["embed", "--dpixels", str(tmp_path / "d"), "--model", world.model, "--out", str(tmp_path / "e")]
     assert program(argv) == 0
     assert (np.load(tmp_path / "e/d.npy") != -128).any()

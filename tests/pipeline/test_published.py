@@ -18,16 +18,19 @@ from rio_cogeo.cogeo import cog_validate
 from stac_schemas import complaints
 
 from model.errors import BadInput
-from pipeline.embed import EmbedOptions, embed, make_plan
+from pipeline.embed import embed
+from pipeline.planning import EmbedOptions, make_plan
 from transforms import embed as steps
 from transforms import read
 from transforms.embed import embed_block, open_worker
 from transforms.fragments import RASTERS
 from transforms.grid import TILE_PX, tile_of
+from transforms.inventory import read_tile
 from transforms.plans import desk_of
 from transforms.publish import published_revision
 from transforms.receipts import DONE, FAILED
 from transforms.regions import region_from_bbox
+from transforms.scenes import S1
 from transforms.storage import open_store
 from transforms.tiles import plan_tile, publish_if_complete
 
@@ -36,16 +39,16 @@ HOST = "a-host-that-only-receipts-name"
 
 
 @pytest.fixture(scope="module")
-def options(world):
-    return EmbedOptions(region=region_from_bbox(world.bbox), block_px=256, tiles=(TILE,))
+def options(sparse):
+    return EmbedOptions(region=region_from_bbox(sparse.bbox), block_px=256, tiles=(TILE,))
 
 
 @pytest.fixture(scope="module")
-def out(world, options, tmp_path_factory):
+def out(sparse, options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: HOST)
-        embed(world.inv, world.model, str(folder), options, "embed", lambda _: None, False)
+        embed(sparse.inv, sparse.model, str(folder), options, "embed", lambda _: None, False)
     return folder
 
 
@@ -70,8 +73,8 @@ def test_every_raster_is_a_valid_cog_in_the_right_place(out, item, key):
         assert f.tags()["TESSERA_REVISION"] == item["properties"]["tessera:revision"]
 
 
-def test_the_island_lies_where_the_planet_has_it(world, out, item):
-    west, south, east, north = world.earth.bbox
+def test_the_island_lies_where_the_planet_has_it(sparse, out, item):
+    west, south, east, north = sparse.earth.bbox
     with rasterio.open(out / "2024" / TILE / item["assets"]["scales"]["href"]) as f:
         rows, cols = np.nonzero(np.isfinite(f.read(1)))
         x, y = f.transform * (cols + 0.5, rows + 0.5)
@@ -80,9 +83,9 @@ def test_the_island_lies_where_the_planet_has_it(world, out, item):
     assert south - 1e-4 < min(lat) and max(lat) < north + 1e-4
 
 
-def test_odc_stac_loads_the_embeddings(world, out, item):
+def test_odc_stac_loads_the_embeddings(sparse, out, item):
     stac = pystac.Item.from_file(str(next((out / "2024" / TILE).glob("*.json"))))
-    row, col, height, width = world.earth.island(TILE)
+    row, col, height, width = sparse.earth.island(TILE)
     tile = tile_of(TILE)
     x0, y1 = tile.left_m + col * 10, tile.top_m - row * 10
     cube = odc.stac.load(
@@ -114,15 +117,15 @@ def test_no_clock_and_no_host_stands_in_a_published_file(out):
 
 
 @pytest.fixture
-def worker(world, options, tmp_path):
-    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path / "out"), options)
+def worker(sparse, options, tmp_path):
+    plan, _, _ = make_plan(sparse.inv, sparse.model, str(tmp_path / "out"), options)
     return open_worker(plan)
 
 
 @pytest.fixture(scope="module")
-def made(world, options, tmp_path_factory):
+def made(sparse, options, tmp_path_factory):
     """A plan whose blocks are all done and whose tile is not published: a worker died in between."""
-    plan, _, _ = make_plan(world.inv, world.model, str(tmp_path_factory.mktemp("made") / "out"), options)
+    plan, _, _ = make_plan(sparse.inv, sparse.model, str(tmp_path_factory.mktemp("made") / "out"), options)
     worker = open_worker(plan)
     assert {embed_block(worker, t).status for t in plan_tile(plan, TILE)} == {DONE}
     return plan
@@ -165,11 +168,11 @@ def test_two_publishers_at_once_do_no_harm(finished, out):
     assert same_tile(finished, out)
 
 
-def test_the_sweep_publishes_what_a_dead_worker_left(world, options, finished, out, monkeypatch):
+def test_the_sweep_publishes_what_a_dead_worker_left(sparse, options, finished, out, monkeypatch):
     """All blocks are done and their worker died before publishing: the next run only publishes."""
     calls = []
     monkeypatch.setattr(steps, "embed_window", lambda *a: calls.append(a))
-    embed(world.inv, world.model, finished.plan.out, options, "embed", lambda _: None, False)
+    embed(sparse.inv, sparse.model, finished.plan.out, options, "embed", lambda _: None, False)
     assert not calls, "no block is made again"
     assert same_tile(finished, out)
 
@@ -214,39 +217,39 @@ def test_a_bundle_that_runs_twice_finds_the_tile_published(finished):
 
 
 @pytest.mark.slow
-def test_another_decision_about_a_scene_is_another_revision(world, options, out, tmp_path):
+def test_another_decision_about_a_scene_is_another_revision(sparse, options, out, tmp_path):
     from pipeline import inventory
 
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
-    scene = next(iter(world.earth.s1_ids()))
+    scene = next(s.id for s in read_tile(sparse.inv, TILE) if s.kept and s.sensor == S1)
     inv2 = tmp_path / "inv2.parquet"
-    inventory.amend(world.inv, [(scene, None)], "a test", inv2)
+    inventory.amend(sparse.inv, [(scene, None)], "a test", inv2)
     old = json.loads(next((copy / "2024" / TILE).glob("*.json")).read_text())
-    embed(str(inv2), world.model, str(copy), options, "embed", lambda _: None, False)
+    embed(str(inv2), sparse.model, str(copy), options, "embed", lambda _: None, False)
     new = json.loads(next((copy / "2024" / TILE).glob("*.json")).read_text())
     assert new["properties"]["tessera:revision"] != old["properties"]["tessera:revision"]
     assert (copy / "2024" / TILE / old["assets"]["embeddings"]["href"]).is_file(), "a reader of the old item goes on"
 
 
 @pytest.mark.slow
-def test_another_run_s_region_is_never_replaced_by_ours_and_the_next_run_adds_ours(world, options, item, tmp_path):
+def test_another_run_s_region_is_never_replaced_by_ours_and_the_next_run_adds_ours(sparse, options, item, tmp_path):
     """Planned before the other run published: publishing ours alone would take its pixels away."""
-    west, south, east, north = world.earth.bbox
+    west, south, east, north = sparse.earth.bbox
     middle = (west + east) / 2
     halves = [f"{west},{south},{middle},{north}", f"{middle},{south},{east},{north}"]
     first, second = (dataclasses.replace(options, region=region_from_bbox(half)) for half in halves)
     where = str(tmp_path / "out")
-    plan, _, _ = make_plan(world.inv, world.model, where, first)
+    plan, _, _ = make_plan(sparse.inv, sparse.model, where, first)
     worker = open_worker(plan)
     tasks = plan_tile(plan, TILE)
-    embed(world.inv, world.model, where, second, "embed", lambda _: None, False)
+    embed(sparse.inv, sparse.model, where, second, "embed", lambda _: None, False)
     theirs = published_revision(open_store(where), TILE, "2024", plan.model_name)
     for task in tasks:
         embed_block(worker, task)
     assert not publish_if_complete(worker, tasks[-1])
     assert published_revision(open_store(where), TILE, "2024", plan.model_name) == theirs
-    summary = embed(world.inv, world.model, where, first, "embed", lambda _: None, False)
+    summary = embed(sparse.inv, sparse.model, where, first, "embed", lambda _: None, False)
     assert summary["totals"]["tiles_published"] == 1
     both = json.loads(next((tmp_path / "out/2024" / TILE).glob("*.json")).read_text())
     assert both["properties"]["tessera:counts"] == item["properties"]["tessera:counts"]
@@ -283,16 +286,16 @@ def test_a_fragment_that_cannot_be_made_again_leaves_the_tile_as_it_was(finished
     assert statuses[full.block.name] == FAILED
 
 
-def test_a_folder_with_somebody_else_s_files_is_refused(world, options, tmp_path):
+def test_a_folder_with_somebody_else_s_files_is_refused(sparse, options, tmp_path):
     (tmp_path / "collection.json").write_text("{}")
     with pytest.raises(BadInput, match=r"not of tessera-beam \(collection\.json\): choose another --out"):
-        embed(world.inv, world.model, str(tmp_path), options, "embed", lambda _: None, False)
+        embed(sparse.inv, sparse.model, str(tmp_path), options, "embed", lambda _: None, False)
     assert (tmp_path / "collection.json").read_text() == "{}"
 
 
-def test_a_file_of_another_type_is_a_failed_block(world, options, tmp_path, monkeypatch):
+def test_a_file_of_another_type_is_a_failed_block(sparse, options, tmp_path, monkeypatch):
     monkeypatch.setitem(read.DTYPES, "B04", "float32")  # as if the file held something else than was expected
-    summary = embed(world.inv, world.model, str(tmp_path / "out"), options, "embed", lambda _: None, False)
+    summary = embed(sparse.inv, sparse.model, str(tmp_path / "out"), options, "embed", lambda _: None, False)
     assert summary["totals"]["tiles_published"] == 0
     assert {(f["band"], f["reason"]) for f in summary["failures"]} == {
         ("B04", "the file holds uint16, float32 digital numbers were expected")

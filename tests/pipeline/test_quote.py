@@ -10,7 +10,8 @@ from model.profile import ES_C1, PC_RTC
 from pipeline import inventory, words
 from pipeline.demo.api import serve
 from pipeline.demo.run import FROZEN
-from pipeline.embed import EmbedOptions, embed
+from pipeline.embed import embed
+from pipeline.planning import EmbedOptions
 from pipeline.quote import as_text, quote
 from transforms.catalogs.source import S2_PIXEL_M
 from transforms.grid import tile_of

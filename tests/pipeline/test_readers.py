@@ -8,8 +8,9 @@ import google_crc32c
 import pytest
 from conftest import contents
 
-from pipeline.embed import EmbedOptions, embed, incomplete
+from pipeline.embed import embed, incomplete
 from pipeline.inventory import amend
+from pipeline.planning import EmbedOptions
 from transforms import embed as steps_of_a_block
 from transforms import steps
 from transforms.inventory import read_tile
@@ -26,20 +27,20 @@ def run(world, out, inv=None, **options):
 
 
 def test_a_run_that_stops_at_half_has_published_the_finished_tiles_and_their_fragments_are_gone(
-    world, tmp_path, monkeypatch
+    sparse, tmp_path, monkeypatch
 ):
-    tiles = world.earth.tiles[:2]
+    tiles = sparse.earth.tiles[:2]
     out = tmp_path / "out"
     embed_block = steps_of_a_block.embed_block
 
     def until_one_is_published(worker, task):
         plan: Plan = worker.plan
         if any(published_revision(worker.store, t, plan.period, plan.model_name) for t in tiles):
-            worker.store.put_if_absent(steps_of_a_block.stop_name(plan), b"enough for today")
+            worker.store.put_if_absent(steps_of_a_block.stop_name(plan.run), b"enough for today")
         return embed_block(worker, task)
 
     monkeypatch.setattr(steps, "embed_block", until_one_is_published)
-    summary = run(world, out, tiles=tiles)
+    summary = run(sparse, out, tiles=tiles)
     assert summary["stopped"] == "enough for today"
     assert summary["totals"]["tiles_published"] == 1 and incomplete(summary)
     (left,) = summary["unfinished"]
@@ -48,9 +49,9 @@ def test_a_run_that_stops_at_half_has_published_the_finished_tiles_and_their_fra
     assert (out / "items.parquet").exists() and list(out.glob(f"2024/{finished}/*.json"))
     assert not list(out.glob(f"2024/{left}/*.json"))
     monkeypatch.undo()
-    assert not incomplete(run(world, out, tiles=tiles))
+    assert not incomplete(run(sparse, out, tiles=tiles))
     undisturbed = tmp_path / "undisturbed"
-    run(world, undisturbed, tiles=tiles)
+    run(sparse, undisturbed, tiles=tiles)
     assert contents(out) == contents(undisturbed)
 
 
@@ -63,14 +64,14 @@ def whole(folder: Path, item: dict) -> bool:
 
 
 @pytest.mark.slow
-def test_a_reader_never_sees_a_mixture_or_an_error_while_a_tile_is_replaced(world, tmp_path):
-    tile, out = world.earth.tiles[0], tmp_path / "out"
-    run(world, out, tiles=(tile,))
+def test_a_reader_never_sees_a_mixture_or_an_error_while_a_tile_is_replaced(sparse, tmp_path):
+    tile, out = sparse.earth.tiles[0], tmp_path / "out"
+    run(sparse, out, tiles=(tile,))
     (path,) = out.glob(f"2024/{tile}/*.json")
     first = json.loads(path.read_text())
-    scene = next(s.id for s in read_tile(world.inv, tile) if s.kept and s.sensor == S2)
+    scene = next(s.id for s in read_tile(sparse.inv, tile) if s.kept and s.sensor == S2)
     other = tmp_path / "other.parquet"
-    amend(world.inv, [(scene, None)], "a test", str(other))
+    amend(sparse.inv, [(scene, None)], "a test", str(other))
     over, seen, faults = threading.Event(), set[str](), list[str]()
 
     def read():
@@ -88,7 +89,7 @@ def test_a_reader_never_sees_a_mixture_or_an_error_while_a_tile_is_replaced(worl
         reader.start()
     try:
         for options in ({"force": True}, {"inv": str(other)}, {"force": True}, {"force": True, "inv": str(other)}):
-            assert not incomplete(run(world, out, tiles=(tile,), **options))
+            assert not incomplete(run(sparse, out, tiles=(tile,), **options))
     finally:
         over.set()
         for reader in readers:

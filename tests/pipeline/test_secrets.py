@@ -15,8 +15,8 @@ from faulty_server import Server, serve
 from s3_server import KEY, SECRET, Bucket
 
 from pipeline.cli import run
-from pipeline.embed import EmbedOptions, make_plan
 from pipeline.finish import finish_run
+from pipeline.planning import EmbedOptions, make_plan
 from transforms import hosts, remote, signing, sigv4
 from transforms.embed import embed_block, open_worker
 from transforms.http import Fetcher, Retries
@@ -28,7 +28,7 @@ from transforms.signing import Signer, Tokens
 from transforms.tiles import plan_tile
 
 TILE = "33TUL"
-FEW = 4  # scenes of each sensor: the whole year would take minutes
+FEW = 2  # scenes of each sensor: the whole year would take minutes
 SUBSCRIPTION, BEARER = "subscription-key-5f3a9c", "eyJh.bearer-token-77b1.sig"
 SIGNATURE = "c2lnbmF0dXJlLW9mLXNhcw+/8="
 SAS = f"se=2099-01-01&sig={urllib.parse.quote(SIGNATURE, safe='')}"
@@ -206,7 +206,7 @@ def test_no_secret_is_left_in_the_output_or_said_by_the_program(world, locked, t
     region = region_from_bbox(world.bbox)
     reasons = set()
     with caplog.at_level(logging.DEBUG):
-        plan, _, _ = make_plan(inv, world.model, str(out), EmbedOptions(region=region, block_px=1024))
+        plan, _, _ = make_plan(inv, world.model, str(out), EmbedOptions(region=region, block_px=512))
         worker = open_worker(plan)
         task = plan_tile(plan, TILE)[0]
         for path, answer in faults(places, scenes):
@@ -220,7 +220,7 @@ def test_no_secret_is_left_in_the_output_or_said_by_the_program(world, locked, t
             assert leaks(everything(out)) == []
         assert len(reasons) >= 8, reasons
         remote.use_fetcher(places.fetcher())
-        arguments = ["embed", inv, "--model", world.model, "--out", str(out), "--bbox", world.bbox, "--block", "1024"]
+        arguments = ["embed", inv, "--model", world.model, "--out", str(out), "--bbox", world.bbox, "--block", "512"]
         assert run(arguments) == 3
         places.spoilt = {}
         remote.use_fetcher(places.fetcher())

@@ -17,12 +17,15 @@ from stac_schemas import SCHEMAS, complaints
 
 from pipeline import inventory
 from pipeline.clean import clean
-from pipeline.embed import EmbedOptions, embed, make_plan
+from pipeline.embed import embed
 from pipeline.finish import finish_run
+from pipeline.planning import EmbedOptions, make_plan
 from transforms.disk_store import LocalStore
 from transforms.embed import embed_block, open_worker
 from transforms.grid import TILE_PX
+from transforms.inventory import read_tile
 from transforms.regions import region_from_bbox
+from transforms.scenes import S1
 from transforms.stac_assets import COUNTED, REASON_BITS
 from transforms.stac_index import read_items_parquet
 from transforms.statistics import scale_of_bin
@@ -33,8 +36,8 @@ needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the published S
 
 
 @pytest.fixture(scope="module")
-def options(world):
-    return EmbedOptions(region=region_from_bbox(world.bbox), block_px=256, tiles=(TILE,))
+def options(sparse):
+    return EmbedOptions(region=region_from_bbox(sparse.bbox), block_px=256, tiles=(TILE,))
 
 
 def run(inv, world, out, options):
@@ -61,42 +64,43 @@ class History:
 
 
 @pytest.fixture(scope="module")
-def history(world, options, tmp_path_factory):
+def history(sparse, options, tmp_path_factory):
     """Published, forced twice, made without a scene, made with it again."""
     root = tmp_path_factory.mktemp("history")
     out, without = root / "out", root / "without.parquet"
-    inventory.amend(world.inv, [(next(iter(world.earth.s1_ids())), None)], "a test", without)
-    items = [run(world.inv, world, out, options)]
+    scene = next(s.id for s in read_tile(sparse.inv, TILE) if s.kept and s.sensor == S1)
+    inventory.amend(sparse.inv, [(scene, None)], "a test", without)
+    items = [run(sparse.inv, sparse, out, options)]
     files = {k: v for k, v in contents(out).items() if k.startswith("2024/") and k.count("/") == 3}
     forced = dataclasses.replace(options, force=True)
-    items += [run(world.inv, world, out, forced) for _ in range(2)]
-    items += [run(inv, world, out, options) for inv in (without, world.inv)]
+    items += [run(sparse.inv, sparse, out, forced) for _ in range(2)]
+    items += [run(inv, sparse, out, options) for inv in (without, sparse.inv)]
     return History(out, items, files, without)
 
 
 @pytest.fixture(scope="module")
-def in_large_blocks(world, options, tmp_path_factory):
+def in_large_blocks(sparse, options, tmp_path_factory):
     out = tmp_path_factory.mktemp("large") / "out"
-    return run(world.inv, world, out, dataclasses.replace(options, block_px=1024))
+    return run(sparse.inv, sparse, out, dataclasses.replace(options, block_px=1024))
 
 
 def asset(history, item, key):
     return item_path(history.out).parent / item["assets"][key]["href"]
 
 
-def pixels(world, history, key):
+def pixels(sparse, history, key):
     """The island and 100 px around it: everything else is outside the region that was asked for."""
-    row, col, height, width = world.earth.island(TILE)
+    row, col, height, width = sparse.earth.island(TILE)
     window = Window(col - 100, row - 100, width + 200, height + 200)
     with rasterio.open(asset(history, history.items[0], key)) as f:
         return np.moveaxis(f.read(window=window), 0, -1)
 
 
 @pytest.mark.slow
-def test_statistics_are_those_of_the_published_pixels(world, history):
+def test_statistics_are_those_of_the_published_pixels(sparse, history):
     said = history.items[0]["properties"]["tessera:statistics"]
-    scale, counts = pixels(world, history, "scales")[..., 0], pixels(world, history, "observations")
-    reasons = pixels(world, history, "reasons")[..., 0]
+    scale, counts = pixels(sparse, history, "scales")[..., 0], pixels(sparse, history, "observations")
+    reasons = pixels(sparse, history, "reasons")[..., 0]
     there = np.isfinite(scale)
     assert said["embedded"] == there.sum() > 1000
     for bit, (name, _) in enumerate(REASON_BITS):
@@ -219,14 +223,14 @@ def test_clean_takes_a_replaced_item_with_its_files_and_leaves_the_newest_alone(
 
 @pytest.mark.slow
 def test_a_publisher_that_dies_before_the_switch_leaves_the_item_and_the_next_one_gives_the_same_bytes(
-    world, options, history, tmp_path, monkeypatch
+    sparse, options, history, tmp_path, monkeypatch
 ):
     outs = tmp_path / "killed", tmp_path / "undisturbed"
     for out in outs:
         shutil.copytree(history.out, out)
     forced = dataclasses.replace(options, force=True)
     for out in outs:
-        plan, _, _ = make_plan(world.inv, world.model, str(out), forced)
+        plan, _, _ = make_plan(sparse.inv, sparse.model, str(out), forced)
         worker = open_worker(plan)
         tasks = plan_tile(plan, TILE)
         for task in tasks:
@@ -241,13 +245,13 @@ def test_a_publisher_that_dies_before_the_switch_leaves_the_item_and_the_next_on
     assert contents(outs[0]) == contents(outs[1])
 
 
-def test_the_licence_that_the_operator_writes_into_the_collection_stays(world, options, history, tmp_path):
+def test_the_licence_that_the_operator_writes_into_the_collection_stays(sparse, options, history, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(history.out, out)
     path = out / "collection.json"
     first = json.loads(path.read_text())
     assert first["license"] == "various"
-    plan, _, _ = make_plan(world.inv, world.model, str(out), options)
+    plan, _, _ = make_plan(sparse.inv, sparse.model, str(out), options)
     for licence, kept in (("CC-BY-4.0", "CC-BY-4.0"), ("various", "various"), ("as you like", "various")):
         path.write_text(json.dumps(first | {"license": licence}))
         finish_run(plan)
@@ -257,7 +261,7 @@ def test_the_licence_that_the_operator_writes_into_the_collection_stays(world, o
     assert json.loads(path.read_text()) == first
 
 
-def test_static_clients_read_the_output(world, history):
+def test_static_clients_read_the_output(sparse, history):
     client = pystac_client.Client.open(str(history.out / "catalog.json"))
     (collection,) = client.get_collections()
     assert [i.id for i in collection.get_items()] == [history.items[-1]["id"]]

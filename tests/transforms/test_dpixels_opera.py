@@ -51,7 +51,7 @@ def test_the_golden_d_pixels_of_each_provider_are_reproduced(folder, golden_out,
 @pytest.mark.parametrize(
     ("folder", "side"),
     [
-        pytest.param(folder, side, marks=[pytest.mark.slow] if (folder, side) == ("scenes_mpc", 1024) else [])
+        pytest.param(folder, side, marks=[pytest.mark.slow] if side == 1024 else [])
         for folder in PROVIDERS
         for side in (256, 1024, 77, 333)
     ],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import BadInput
-from pipeline.embed import EmbedOptions, make_plan
+from pipeline.planning import EmbedOptions, make_plan
 from transforms import embed
 from transforms.machine import Machine, check_machine, machine
 from transforms.memory import budget_for

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from model.errors import BadInput
 from transforms.disk_store import LocalStore
+from transforms.failures import KILLED
+from transforms.fragments import RASTERS
+from transforms.grid import Block
 from transforms.receipts import ATTEMPTS, DONE, FAILED, Desk, Receipt, receipt_from_json
 from transforms.statistics import NONE
 
@@ -180,3 +183,63 @@ def test_a_failure_after_the_block_was_done_leaves_it_done(store):
 def test_a_receipt_that_is_not_there_is_not_found(store):
     with pytest.raises(FileNotFoundError):
         DESK.read(store, BLOCK, DONE)
+
+
+KILLED_BLOCK = dataclasses.replace(RECEIPT, status=FAILED, cause=KILLED, run="first")
+
+
+def test_a_block_that_ended_its_workers_stands_failed_until_its_run_has_come_to_its_end(store):
+    assert DESK.standing(store, BLOCK) is None
+    DESK.write(store, BLOCK, KILLED_BLOCK)
+    assert DESK.standing(store, BLOCK) == KILLED_BLOCK
+    store.replace("_runs/first/run.json", b"{}")
+    assert DESK.standing(store, BLOCK) is None, "who asks once more gets another try"
+
+
+@pytest.mark.parametrize("more", [{"cause": "input"}, {"run": ""}])
+def test_other_failures_and_older_receipts_do_not_stand(store, more):
+    DESK.write(store, BLOCK, dataclasses.replace(KILLED_BLOCK, **more))
+    assert DESK.standing(store, BLOCK) is None
+
+
+SMALL = Block("33TWL", 0, 0, 256, 256)
+
+
+def part(**more):
+    return {"sizes": [5, 0, 3, 0], "size_bytes": 8, "sha256": "a" * 64, "crc32c": "0" * 8} | more
+
+
+def done(**more):
+    parts = {key: part() for key in RASTERS}
+    given = {"counts": {"embedded": 1, "no_optical": 0}, "parts": parts} | more
+    return Receipt("33TWL", "2024", "ab" * 32, 0, 0, 256, 256, DONE, **given)
+
+
+def test_a_receipt_is_of_its_own_block_and_revision_alone():
+    assert done().is_of(SMALL, "2024", "ab" * 32)
+    assert not done().is_of(dataclasses.replace(SMALL, col_px=256), "2024", "ab" * 32)
+    assert not done().is_of(SMALL, "2025", "ab" * 32)
+    assert not done().is_of(SMALL, "2024", "ac" * 32)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sizes": [5, 0, 3]},
+        {"sizes": [5, 0, 3, True]},
+        {"sizes": [9, -4, 3, 0]},
+        {"size_bytes": 9},
+        {"sha256": "../" * 21 + "a"},
+        {"crc32c": None},
+    ],
+)
+def test_parts_that_a_window_cannot_have_are_no_parts(wrong):
+    parts = done().parts | {"scales": part(**wrong)}
+    assert not done(parts=parts).is_of(SMALL, "2024", "ab" * 32)
+
+
+def test_a_receipt_says_nothing_once_any_word_of_it_is_another():
+    fields = json.loads(done().to_json())
+    fields["counts"]["embedded"] += 1
+    with pytest.raises(BadInput, match="sha256"):
+        receipt_from_json(json.dumps(fields).encode())

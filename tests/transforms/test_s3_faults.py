@@ -14,27 +14,7 @@ boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 
 pytestmark = pytest.mark.slow  # patience is waited for, by a server that is slow itself
 
-
-@pytest.fixture(scope="module")
-def moto():
-    with net.moto() as road:
-        yield road
-
-
-@pytest.fixture
-def road(moto, monkeypatch):
-    moto.seen, moto.faults, moto.rules = [], {}, {}
-    net.dummy_keys(monkeypatch, moto.url)
-    monkeypatch.setattr(s3_calls, "FIRST_PAUSE_S", 0.01)
-    return moto
-
-
-@pytest.fixture
-def store(road):
-    found = net.bucket("out/here")
-    yield found
-    road.faults, road.rules = {}, {}
-    assert net.uploads(found) == []
+moto, road, store = net.FIXTURES
 
 
 @pytest.mark.parametrize("operation", ["upload_part_copy", "get_object"])

@@ -2,33 +2,12 @@ import pytest
 import s3_double as net
 
 from model.errors import BadInput
-from transforms import s3_calls
 from transforms.s3_calls import client_of
 from transforms.storage import open_store
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 
-
-@pytest.fixture(scope="module")
-def moto():
-    with net.moto() as road:
-        yield road
-
-
-@pytest.fixture
-def road(moto, monkeypatch):
-    moto.seen, moto.faults, moto.rules = [], {}, {}
-    net.dummy_keys(monkeypatch, moto.url)
-    monkeypatch.setattr(s3_calls, "FIRST_PAUSE_S", 0.01)
-    return moto
-
-
-@pytest.fixture
-def store(road):
-    found = net.bucket("out/here")
-    yield found
-    road.faults, road.rules = {}, {}
-    assert net.uploads(found) == []
+moto, road, store = net.FIXTURES
 
 
 OLD = {"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}

@@ -15,27 +15,7 @@ from transforms.storage import Source, StoreError, open_store
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 
-
-@pytest.fixture(scope="module")
-def moto():
-    with net.moto() as road:
-        yield road
-
-
-@pytest.fixture
-def road(moto, monkeypatch):
-    moto.seen, moto.faults, moto.rules = [], {}, {}
-    net.dummy_keys(monkeypatch, moto.url)
-    monkeypatch.setattr(s3_calls, "FIRST_PAUSE_S", 0.01)
-    return moto
-
-
-@pytest.fixture
-def store(road):
-    found = net.bucket("out/here")
-    yield found
-    road.faults, road.rules = {}, {}
-    assert net.uploads(found) == []
+moto, road, store = net.FIXTURES
 
 
 def test_what_is_put_is_there_with_size_version_checksum_and_any_range(store):
@@ -52,6 +32,20 @@ def test_what_is_put_is_there_with_size_version_checksum_and_any_range(store):
         with pytest.raises(FileNotFoundError, match="out/here/none"):
             missing()
     assert store.stat("none") is None
+
+
+@pytest.mark.parametrize("share", [0, 0.5], ids=["no body", "half a body"])
+def test_an_object_that_a_proxy_says_is_not_there_is_not_there(store, road, share):
+    def bare(seen, handler, forward):
+        status, headers, body = net.error(404, "NoSuchKey")
+        handler.reply(status, headers, body[: int(len(body) * share)])
+
+    store.replace("a", b"1")
+    road.rules["get_object"] = bare
+    for ask in (lambda: store.get("a"), lambda: store.get("a", 0, 1), lambda: store.load("a")):
+        with pytest.raises(FileNotFoundError, match="out/here/a is not there"):
+            ask()
+    assert len(road.did("get_object")) == 3, "an answer, hence not asked again"
 
 
 def test_an_empty_object_is_one(store):

@@ -125,6 +125,14 @@ def edited(data, tag, kind, values):
     raise AssertionError(f"no field {tag}")
 
 
+@pytest.mark.parametrize("said", [b"\0", b" "])
+def test_a_nodata_field_without_a_number_is_refused(tmp_path, said):
+    # GDAL takes it for 0 or for nothing, as its version will have it.
+    data = edited(write(tmp_path, some_pixels(), nodata=0, BIGTIFF="NO"), tiff.GDAL_NODATA, 2, said[0])
+    with pytest.raises(NotACog, match="its nodata value is ''"):
+        whole_header(data)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -1,15 +1,16 @@
-"""Engines: what runs the graph, and the Beam options that make it do so."""
+"""The local engine: Beam's FnApiRunner on this machine, in one process or several."""
 
 import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-from apache_beam.options.pipeline_options import PipelineOptions
+from typing import ClassVar
 
 from model.errors import BadInput
+from pipeline.engines.base import Engine, Job, setting
+from pipeline.engines.beam_options import check_beam_args
 from transforms.http import WORKERS_VARIABLE
 
 # Named outright: Beam's DirectRunner picks another runner from release to release.
@@ -17,54 +18,69 @@ FN_API_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
-class Local:
+class Local(Engine):
     """This machine: one process, or `workers` of them.
 
     One process runs one bundle at a time, so that reading and encoding overlap inside a block, not between blocks.
     Beam's `multi_threading` mode is not offered: it takes memory without bound from some thousand elements on.
     """
 
-    workers: int = 1
+    name: ClassVar[str] = "local"
+    workers: int = setting(1, "processes on this machine")
 
-    def flags(self, extra: Sequence[str] = ()) -> list[str]:
-        """Beam's options as a command line has them."""
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+    def check(self, job: Job) -> None:
+        if self.workers < 1:
+            raise BadInput(f"--workers {self.workers}: it must be 1 or more")
+        check_beam_args(job.beam_args, self.flags(job))
+
+    def flags(self, job: Job) -> list[str]:
         mode = "in_memory" if self.workers == 1 else "multi_processing"
         return [
             f"--runner={FN_API_RUNNER}",
             f"--direct_running_mode={mode}",
             f"--direct_num_workers={self.workers}",
-            *extra,
         ]
 
-    def options(self, extra: Sequence[str] = ()) -> PipelineOptions:
-        return PipelineOptions(self.flags(extra))
+    def starts(self) -> str:
+        return "one process" if self.workers == 1 else f"{self.workers} processes on this machine"
+
+    def lost(self, error: BaseException) -> bool:
+        return self.workers > 1 and said_by(error, "Channel closed prematurely")  # Beam 2.77 (facts, checked 2.2)
+
+    @contextlib.contextmanager
+    def at_work(self, job: Job, log: Path) -> Iterator[list[str]]:
+        with patience_shared(self.workers), chatter_to(log) if self.workers > 1 else contextlib.nullcontext():
+            yield [*self.flags(job), *job.beam_args]
 
 
-def lost_worker(error: BaseException) -> bool:
-    """Whether a run failed since a worker process ended: Beam 2.77 says it of its channels (facts, checked)."""
+def said_by(error: BaseException, words: str) -> bool:
+    """Whether an error, or one that it came from, says these words."""
     found: BaseException | None = error
     while found is not None:
-        if "Channel closed prematurely" in str(found):
+        if words in str(found):
             return True
         found = found.__cause__ or found.__context__
     return False
 
 
 @contextlib.contextmanager
-def at_work(engine: Local, log: Path) -> Iterator[None]:
-    """What worker processes start with: their share of each host's patience, and where their chatter goes.
+def patience_shared(processes: int) -> Iterator[None]:
+    """What worker processes start with: their share of each host's patience.
 
     A run over several machines says how many processes read in all by setting the variable itself.
     """
-    said = WORKERS_VARIABLE in os.environ
-    if not said:
-        os.environ[WORKERS_VARIABLE] = str(engine.workers)
+    if WORKERS_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[WORKERS_VARIABLE] = str(processes)
     try:
-        with chatter_to(log) if engine.workers > 1 else contextlib.nullcontext():
-            yield
+        yield
     finally:
-        if not said:
-            del os.environ[WORKERS_VARIABLE]
+        del os.environ[WORKERS_VARIABLE]
 
 
 @contextlib.contextmanager
@@ -85,16 +101,3 @@ def chatter_to(log: Path) -> Iterator[None]:
             terminal.flush()
             sys.stderr = sys_stderr
             os.dup2(ours, 2)
-
-
-def engine_of(runner: str, workers: int) -> Local:
-    """The engine of that name.
-
-    Raises:
-      BadInput: a runner that is not offered, or a worker count under 1.
-    """
-    if workers < 1:
-        raise BadInput(f"--workers {workers}: it must be 1 or more")
-    if runner != "local":
-        raise BadInput(f"--runner {runner}: this release runs on 'local' (--workers N for N processes)")
-    return Local(workers)
