@@ -20,7 +20,7 @@
 #   /opt/apache    25 MB   boot, and the licences of what it links
 #   launcher       20 MB   python_template_launcher
 #   venv        3,350 MB   cuda: 1,150 CUDA, 850 cuDNN, 340 ONNX Runtime, 1,010 all else
-#               SIZE_CPU MB   cpu
+#               1,080 MB   cpu
 #   our wheel      10 MB   with the demo's model
 ARG PYTHON_IMAGE
 ARG BEAM_IMAGE
@@ -65,10 +65,13 @@ LABEL org.opencontainers.image.title="tessera-beam" \
       beam.tessera.device="${DEVICE}"
 
 # libexpat1: rasterio's wheels take it from the system. GDAL's and PROJ's data lie inside the wheels.
+# The user has a line in /etc/passwd, for boot ends in a panic where its user has none (download.go of 2.77.0 looks for a
+# home before it looks at its arguments): pods that run as another number fail for that reason.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates libexpat1 \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin tessera
 
 COPY --from=sdk /opt/apache/beam /opt/apache/beam
 COPY --from=launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
@@ -81,7 +84,7 @@ COPY --from=builder /opt/own /opt/tessera
 #   staged that would have to be kept apart.
 # LD_LIBRARY_PATH: where Dataflow mounts the driver. NVIDIA_DRIVER_CAPABILITIES: what Kubernetes and Docker mount of it;
 #   which card is theirs to say (no NVIDIA_VISIBLE_DEVICES=all, by which pods see cards that they were not given).
-# HOME: a user without a home of its own; Beam and Google's libraries want one that can be written to.
+# HOME: Beam and Google's libraries want one that can be written to.
 ENV PATH=/opt/tessera/bin:$PATH \
     RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 \
     PYTHONUNBUFFERED=1 \
@@ -93,6 +96,7 @@ ENV PATH=/opt/tessera/bin:$PATH \
 # No HEALTHCHECK: Dataflow and Kubernetes do not read it; they watch the worker's own connection, and the pool's port
 # (deploy/flink). No tini: boot forwards signals to its workers and waits for them; what a killed worker leaves to
 # process 1 is reaped by the pod (shareProcessNamespace in deploy/flink), and on Dataflow ends with the job.
+# WORKDIR: boot writes pipeline_options.json where it is started, and staged files under /tmp.
 WORKDIR /tmp
 ENTRYPOINT ["/opt/apache/beam/boot"]
 

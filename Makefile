@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,dataflow,s3,xarray,dev))
 
-.PHONY: env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
+.PHONY: lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -87,6 +87,15 @@ ROUNDS ?= 100
 torture: $(DEV)/.ready fake-gcs-server
 	mkdir -p build
 	$(DEV)/bin/python -m tests.torture.run --seed $(SEED) --rounds $(ROUNDS) --table build/torture.md
+
+lock-image:
+	deploy/image/lock.sh
+
+image:
+	DEVICE=$(or $(DEVICE),cuda) deploy/image/build.sh
+
+image-smoke:
+	deploy/image/smoke.sh $(IMAGE)
 
 demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained

@@ -57,6 +57,9 @@ def embed(
     from pipeline.job_config import JobFile, read_job, settings_of
     from pipeline.planning import EmbedOptions
 
+    if inv.startswith("--"):  # typer takes the first word after `--` for INV where a job file has named it
+        context.args.insert(0, context.params.pop("inv"))
+        inv = context.params["inv"] = ""
     given = {k: v for k, v in context.params.items() if _typed_in(context, k)}
     file = read_job(config) if config else JobFile({}, "local", {}, ())
     said: dict[str, Any] = {**context.params, **{_parameter(k): v for k, v in file.job.items()}, **given}

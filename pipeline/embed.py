@@ -160,7 +160,12 @@ def _pipeline(plan: Plan, flags: list[str]) -> beam.Pipeline:
 
 def submitted(plan: Plan, engine: Engine, result: Any) -> dict[str, Any]:
     """What a program needs of a job that nobody waits for."""
-    job_id = result.job_id() if callable(getattr(result, "job_id", None)) else str(getattr(result, "_job_id", ""))
+    if not getattr(result, "has_job", True):
+        job_id = ""  # a flex template's launcher submits what was made here
+    elif callable(getattr(result, "job_id", None)):
+        job_id = result.job_id()
+    else:
+        job_id = str(getattr(result, "_job_id", ""))
     return {"run": plan.run, "out": plan.out, "runner": engine.name, "job": job_id, "link": engine.link(job_id)}
 
 

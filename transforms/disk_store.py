@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ import google_crc32c
 from transforms.storage import Entry, Loaded, Source, Stat, StoreError, alive, check_name
 
 PARTS = ".parts"  # folder of files that are still being written
+FOLDER_TRIES = 100  # each lost to another run that removes a folder in the same microseconds
 DAY_S = 86_400
 COPY_BYTES = 8 << 20
 
@@ -77,7 +78,7 @@ class LocalStore:
             f.write(data)
             _settle(f)
             try:
-                os.link(temporary, path)  # the one call that creates a whole file or fails
+                _into_place(os.link, temporary, path)  # the one call that creates a whole file or fails
             except FileExistsError:
                 return False
             return True
@@ -88,7 +89,7 @@ class LocalStore:
         with self._temporary(name) as (f, temporary, path):
             yield f
             _settle(f)
-            temporary.replace(path)
+            _into_place(os.replace, temporary, path)
             _settle_folder(path.parent)
 
     def replace(self, name: str, data: bytes) -> None:
@@ -253,6 +254,19 @@ def _copied(source: int, target: int, size_bytes: int) -> None:
         if not n:
             raise StoreError("damaged", f"a part ended {left} bytes early while it was copied")
         left -= n
+
+
+def _into_place(act: Callable[[Path, Path], None], temporary: Path, path: Path) -> None:
+    """Gives a file its name. Another run that clears a tile's work away may take the folder in this very moment."""
+    for _ in range(FOLDER_TRIES):
+        try:
+            act(temporary, path)
+            return
+        except FileNotFoundError:
+            if not temporary.exists():
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+    raise StoreError("busy", f"{path.parent} is removed by another run again and again")
 
 
 def _settle(f: BinaryIO) -> None:

@@ -116,7 +116,8 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
     path = resolve(root, asset.href)
     if is_remote(path):
         part, facts = _ranged(scene, asset, path, window, fetcher())
-    elif _is_tiled(path) or _is_jp2(path, _formats(scene)[0]):
+    elif tiff.is_tiled(_begin(path, HEAD_BYTES)) or _is_jp2(path, _formats(scene)[0]):
+        # As on a server: GDAL passes over bad tags and zlib's checksums in silence.
         part, facts = _ranged(scene, asset, path, window, _from_disk)
     else:
         part, facts = _local(scene, asset, path, window)
@@ -128,8 +129,15 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
     else:
         data = lasting((height_px, width_px), facts.dtype)
         data[inside] = part
-    nodata = facts.nodata if facts.nodata is not None else _formats(scene)[1]
-    return Patch(data, row_px, col_px, inside, nodata, asset.transform)
+    return Patch(data, row_px, col_px, inside, _nodata(scene, asset, facts), asset.transform)
+
+
+def _nodata(scene: Scene, asset: Asset, facts: "Facts") -> float | None:
+    """The value without data. Raises ReadError where a file says another one than its source's files have."""
+    said, known = facts.nodata, _formats(scene)[1]
+    if said is None or known is None or said == known or (np.isnan(said) and np.isnan(known)):
+        return known if said is None else said
+    raise ReadError(scene.id, asset.band, f"its nodata value is {said:g}, and files of {scene.source} have {known:g}")
 
 
 class Facts(NamedTuple):
@@ -162,30 +170,24 @@ def _local(scene: Scene, asset: Asset, path: str, window: Window | None) -> tupl
         raise ReadError(scene.id, asset.band, plain(cause)) from None
 
 
-def _formats(scene: Scene) -> tuple[tuple[str, ...], int | None]:
-    """Drivers that a scene's files may need, and their DN without data where no tag says it."""
+def _formats(scene: Scene) -> tuple[tuple[str, ...], float | None]:
+    """Drivers that a scene's files may need, and their value without data."""
     source = BY_NAME.get(scene.source)
     return ((GTIFF,), None) if source is None else (source.drivers, source.nodata)
 
 
 def _is_jp2(path: str, drivers: tuple[str, ...]) -> bool:
     """Whether a file is a JPEG 2000 one of a source that may have such, by its first bytes: names may say anything."""
-    if jp2_decode.DRIVER not in drivers:
-        return False
-    try:
-        with Path(path).open("rb") as file:
-            return jp2.is_jp2(file.read(len(jp2.SIGNATURE)))
-    except OSError:
-        return False  # GDAL says what is wrong with it, in the words that it has for all others
+    return jp2_decode.DRIVER in drivers and jp2.is_jp2(_begin(path, len(jp2.SIGNATURE)))
 
 
-def _is_tiled(path: str) -> bool:
-    """Whether a file is a tiled TIFF: read as on a server: GDAL passes over bad tags and zlib's checksums silently."""
+def _begin(path: str, length: int) -> bytes:
+    """A file's first bytes; none of one that GDAL has words for: it says what is wrong with it, as for all others."""
     try:
         with Path(path).open("rb") as file:
-            return tiff.is_tiled(file.read(HEAD_BYTES))
+            return file.read(length)
     except OSError:
-        return False
+        return b""
 
 
 def _from_disk(url: str, start: int, stop: int, version: Version | None) -> Piece:

@@ -18,6 +18,7 @@ from transforms.storage import Store, alive
 FORMAT = "tessera-beam/receipt"
 VERSION = 4  # 2: `drift` and `warnings`; 3: `network`; 4: `statistics` and `run`
 SEALED = 4  # from this version on a receipt holds its own sha256
+MOST = 1 << 62  # beyond any count; the columns of blocks.parquet have 64 bits
 DONE = "done"
 FAILED = "failed"
 HUNG_MARK = b" hung"
@@ -138,6 +139,12 @@ def receipt_from_json(data: bytes) -> Receipt:
     for field in dataclasses.fields(Receipt):
         if type(getattr(receipt, field.name)) is not (get_origin(field.type) or field.type):
             raise BadInput(f"a damaged receipt: {field.name} is not of type {field.type}")
+    if receipt.status not in (DONE, FAILED):
+        raise BadInput(f"a damaged receipt: its status is {receipt.status[:40]!r}")
+    if any(type(n) is not int or not 0 <= n < MOST for n in receipt.counts.values()):
+        raise BadInput("a damaged receipt: its counts are not all whole numbers")
+    if any(type(s) not in (int, float) for s in (*receipt.timings_s.values(), *receipt.network.values())):
+        raise BadInput("a damaged receipt: its times are not all numbers")
     if version >= SEALED and not whole:
         raise BadInput("a damaged receipt: its sha256 is not that of what it says")
     return receipt

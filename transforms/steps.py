@@ -1,8 +1,9 @@
 """Steps: the Beam transforms over planning, embedding and sweeping; each is thin over a function of `embed`."""
 
 import dataclasses
+import functools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -11,6 +12,7 @@ from apache_beam.coders import registry as coders
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
+from transforms import logs, metrics
 from transforms.embed import embed_block, open_worker, stop_name
 from transforms.grid import Block
 from transforms.plans import BlockTask, Plan, desk_of
@@ -18,8 +20,6 @@ from transforms.publish import published_revision
 from transforms.receipts import DONE, Receipt
 from transforms.storage import Store, open_store
 from transforms.tiles import plan_tile, publish_if_complete
-
-NAMESPACE = "tessera"  # of the counters; they show progress, the truth is the receipts
 
 # Tile, row, column, height, width, revision; the clip's 32 bytes follow where there is one. Sides are under 2^16 px.
 _TASK = struct.Struct("<5s4H32s")
@@ -85,6 +85,17 @@ class Work:
 REAL = Work()
 
 
+def counted(amounts: Mapping[str, int]) -> None:
+    """Adds to the run's counters. Only ever from `process`: a thread of our own would count in vain."""
+    for name, amount in amounts.items():
+        _counter(name).inc(amount)
+
+
+@functools.cache  # made anew for every block they cost more than all else that Beam does with it
+def _counter(name: str) -> Any:
+    return Metrics.counter(metrics.NAMESPACE, name)
+
+
 @dataclasses.dataclass
 class PlanTiles(beam.DoFn):
     """Tile names to the blocks that they still need; one look at the store a tile, on the workers."""
@@ -94,7 +105,7 @@ class PlanTiles(beam.DoFn):
 
     def process(self, tile: str) -> Iterator[BlockTask]:
         tasks = self.work.plan(self.plan, tile)
-        Metrics.counter(NAMESPACE, "tiles_to_do" if tasks else "tiles_published_before").inc()
+        counted({metrics.TILES_TO_DO if tasks else metrics.TILES_PUBLISHED_BEFORE: 1})
         yield from tasks
 
 
@@ -116,16 +127,17 @@ class EmbedBlock(beam.DoFn):
     def process(self, task: BlockTask) -> Iterator[tuple[str, BlockTask]]:
         if self._needed(task):
             receipt = self.work.block(self.worker, task)
-            Metrics.counter(NAMESPACE, f"blocks_{receipt.status}").inc()
-            Metrics.counter(NAMESPACE, "pixels_embedded").inc(receipt.counts.get("embedded", 0))
-            if receipt.status == DONE:
-                self.work.publish(self.worker, task)
+            counted(metrics.amounts_of(receipt))
+            logs.block_ended(receipt)
+            if receipt.status == DONE and self.work.publish(self.worker, task):
+                counted({metrics.TILES_PUBLISHED: 1})
+                logs.tile_published(task.block.tile, self.plan.period, task.revision, swept=False)
             yield task.block.tile, task
 
     def _needed(self, task: BlockTask) -> bool:
         plan = self.plan
         if self.store.stat(stop_name(plan.run)) is not None:
-            Metrics.counter(NAMESPACE, "blocks_not_begun").inc()
+            counted({metrics.BLOCKS_NOT_BEGUN: 1})
             return False
         # Published meanwhile: by a bundle that ran before this one, and twice.
         there = published_revision(self.store, task.block.tile, plan.period, plan.model_name)
@@ -169,5 +181,8 @@ class SweepTile(beam.DoFn):
         if published_revision(store, tile, self.plan.period, self.plan.model_name) != task.revision:
             statuses = desk_of(self.plan, task).statuses(store)
             if statuses and all(s == DONE for s in statuses.values()):
-                self.work.publish(self.shared.acquire(lambda: self.work.open(self.plan), tag=self.plan.run), task)
+                worker = self.shared.acquire(lambda: self.work.open(self.plan), tag=self.plan.run)
+                if self.work.publish(worker, task):
+                    counted({metrics.TILES_PUBLISHED: 1, metrics.TILES_SWEPT: 1})
+                    logs.tile_published(tile, self.plan.period, task.revision, swept=True)
         yield tile

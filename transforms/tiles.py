@@ -12,7 +12,7 @@ from transforms.assembly import DamagedFragment
 from transforms.embed import Worker, clip_at, embed_block, inventory_of, scenes_at
 from transforms.grid import TILE_PX
 from transforms.plans import BlockTask, Plan, desk_of, revision_of, tasks_of
-from transforms.publish import TileFacts, clear_work, publish_tile, published_item
+from transforms.publish import TileFacts, clear_work, publish_tile, published_item, published_revision
 from transforms.receipts import DONE
 from transforms.regions import Clip, Region, clip_of, region_from_geojson, union_clips
 from transforms.storage import open_store
@@ -72,6 +72,10 @@ def publish_if_complete(worker: Worker, task: BlockTask) -> bool:
     A block whose fragments are damaged is made again on the way, by this worker.
     """
     plan, store = worker.plan, worker.store
+    if not plan.force and published_revision(store, task.block.tile, plan.period, plan.model_name) == task.revision:
+        # Another run has published the tile while this one made the block: nobody else comes by to clear it away.
+        clear_work(store, plan.period, task.block.tile, task.revision)
+        return False
     clip = clip_at(plan, task.clip)
     tasks = tasks_of(task.block.tile, task.revision, clip, plan.block_px)
     statuses = desk_of(plan, task).statuses(store)

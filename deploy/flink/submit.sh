@@ -9,17 +9,17 @@
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
 namespace=${NAMESPACE:-tessera}
-port=8081
+port=${PORT:-8081}
 
 command -v kubectl >/dev/null || { echo "kubectl is not on the PATH" >&2; exit 2; }
 command -v tessera-beam >/dev/null || { echo "tessera-beam is not on the PATH: the release of the image" >&2; exit 2; }
 kubectl --namespace "$namespace" wait --for=condition=Available --timeout=600s deployment/tessera
 kubectl --namespace "$namespace" port-forward service/tessera-rest "$port:8081" >/dev/null &
 forward=$!
-trap 'kill "$forward" 2>/dev/null || true' EXIT
+trap 'kill "$forward" 2>/dev/null || true; wait "$forward" 2>/dev/null || true' EXIT
 for _ in $(seq 50); do
   (exec 3<>"/dev/tcp/localhost/$port") 2>/dev/null && break
   kill -0 "$forward" 2>/dev/null || { echo "no way to service/tessera-rest in namespace $namespace" >&2; exit 1; }
   sleep 0.2
 done
-tessera-beam embed --config "$folder/flink.toml" "$@"
+tessera-beam embed --config "$folder/flink.toml" --set "master=localhost:$port" "$@"

@@ -20,14 +20,14 @@ digest_of() {
   printf '%s@%s' "$1" "$found"
 }
 
-new=$(mktemp)
-trap 'rm -f "$new"' EXIT
-{
-  echo "# Made by deploy/image/lock.sh: base images of the Dockerfile, NAME=image:tag@digest."
-  echo "PYTHON_IMAGE=$(digest_of "python:$python-slim-bookworm")"
-  echo "BEAM_IMAGE=$(digest_of "apache/beam_python${python}_sdk:$beam")"
-  echo "LAUNCHER_IMAGE=$(digest_of "gcr.io/dataflow-templates-base/python${python/./}-template-launcher-base:latest")"
-} >"$new"
-mv "$new" deploy/image/images.lock
-trap - EXIT
+# Into variables first: a failing command inside an argument of another one would not stop the script.
+base=$(digest_of "python:$python-slim-bookworm")
+sdk=$(digest_of "apache/beam_python${python}_sdk:$beam")
+launcher=$(digest_of "gcr.io/dataflow-templates-base/python${python/./}-template-launcher-base:latest")
+cat >deploy/image/images.lock <<LOCK
+# Made by deploy/image/lock.sh: base images of the Dockerfile, NAME=image:tag@digest.
+PYTHON_IMAGE=$base
+BEAM_IMAGE=$sdk
+LAUNCHER_IMAGE=$launcher
+LOCK
 cat deploy/image/images.lock

@@ -139,6 +139,10 @@ class Engine(abc.ABC):
         return cls(**values)
 
 
+# Workers have everything in their image: by default Beam 2.77 stages the caller's session and a list of its packages.
+NOTHING_STAGED = ("--no_save_main_session", "--experiments=disable_logging_submission_environment")
+
+
 def nearest(name: str, names: list[str]) -> str:
     """ " (did you mean ..?)", or nothing where no name is near."""
     found = difflib.get_close_matches(name, names, n=1)

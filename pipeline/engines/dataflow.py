@@ -6,8 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from model.errors import BadInput
-from pipeline.engines.base import Engine as Base
-from pipeline.engines.base import Job, check_at_least, nearest, setting
+from pipeline.engines.base import NOTHING_STAGED, Engine, Job, check_at_least, nearest, setting
 from pipeline.engines.beam_options import check_beam_args
 from pipeline.engines.images import check_image
 
@@ -40,7 +39,7 @@ def memory_gb(machine: str) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataflow(Base):
+class Dataflow(Engine):
     """A job of the service: one worker process a machine, so that a card's memory holds one model.
 
     Nothing is staged and no session is saved: the image has everything that runs.
@@ -173,6 +172,7 @@ class Dataflow(Base):
             f"--num_workers={self.workers}",
             f"--max_num_workers={self.max_workers}",
             "--autoscaling_algorithm=THROUGHPUT_BASED",
+            *NOTHING_STAGED,
             # One process a machine: each would load the model into the card again (facts, beam 3.2).
             "--experiments=no_use_multiple_sdk_containers",
             # The default differs between releases: never left to them (facts, beam 3.2).

@@ -75,7 +75,7 @@ class Flink(Environment):
                 f"engine flink: {Path(self.job_server_jar).name} is for Flink {version[1]}, and flink-version is "
                 f"{self.flink_version}: take a pair"
             )
-        if shutil.which("java") is None:
+        if (self.embedded or not self.uber_jar) and shutil.which("java") is None:
             raise BadInput("engine flink: there is no java in PATH, which the job server needs (17 is fine)")
         super().check(job)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from model.errors import BadInput
-from pipeline.engines.base import Engine, Job, check_at_least, setting
+from pipeline.engines.base import NOTHING_STAGED, Engine, Job, check_at_least, setting
 from pipeline.engines.beam_options import FLINK_SERVER, check_beam_args
 from pipeline.engines.images import check_image
 from pipeline.engines.local import said_by
@@ -92,7 +92,7 @@ class Environment(Engine):
 
     def environment_flags(self) -> list[str]:
         """Which environment the job names, as Beam's options have it."""
-        flags = [f"--environment_type={self.environment.upper()}"]
+        flags = [*NOTHING_STAGED, f"--environment_type={self.environment.upper()}"]
         if self.environment == "external":
             flags.append(f"--environment_config={self.worker_pool}")
         if self.environment == "process":

@@ -40,7 +40,7 @@ def test_dataflow_is_told_everything_that_it_would_else_guess():
     options = PipelineOptions(engine.flags(JOB)).get_all_options(drop_default=True)
     assert options["sdk_container_image"] == GCP["image"] and options["sdk_location"] == "container"
     assert options["dataflow_service_options"] == ["worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"]
-    assert options["experiments"] == ["no_use_multiple_sdk_containers"]
+    assert set(options["experiments"]) == {"no_use_multiple_sdk_containers", "disable_logging_submission_environment"}
     assert options["number_of_worker_harness_threads"] == 2 == engine.blocks_at_once
     assert options["labels"] == ["team=maps", "year=2024"]
     assert options["job_name"] == "tessera-beam-20240101t000000-abc123"

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.errors import BadInput
+from transforms.inventory import read_header
+
 from . import course
 from .earth import S1_SCENES, S2_SCENES, TILES
 from .madeup import read_log
@@ -168,12 +171,19 @@ def rehearse(folder: Path, tiles: int, inventory: Path | None = None, scenes: tu
     Args:
       folder: an empty one for all that is written. inventory: where the year lies, written there where it is not.
       scenes: of a tile, optical and radar.
+
+    Raises:
+      BadInput: the inventory that is there is one of fewer tiles.
     """
     path = inventory or folder / "year.parquet"
     s2, s1 = scenes or (S2_SCENES, S1_SCENES)
+    if path.exists() and (there := len(read_header(path).tiles)) < tiles:
+        raise BadInput(
+            f"--inventory {path}: it has {there} tiles, and {tiles} are asked for: remove it, or ask for fewer"
+        )
     year = {} if path.exists() else told_by(child("inventory", path=str(path), tiles=tiles, s2=s2, s1=s1))
     graph = graphs(str(path), folder, tiles, SHARES)
-    kill = killed(str(path), folder, max(2, round(tiles * KILLED_SHARE)))
+    kill = killed(str(path), folder, min(tiles, max(10, round(tiles * KILLED_SHARE))))  # fewer may end too soon
     plan = course.prepare(str(path), str(folder / "records"), tiles)["plan"]
     records = told_by(child("records", plan=plan, per_million=PER_MILLION))
     told = {"inventory": year, "graph": graph, "kill": kill, "records": records}
@@ -188,7 +198,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tessera-planet-") as folder:
-        told = rehearse(Path(folder), options.tiles, options.inventory)
+        try:
+            told = rehearse(Path(folder), options.tiles, options.inventory)
+        except BadInput as e:
+            parser.error(str(e))
     sys.stdout.write((json.dumps(told) if options.json else as_text(told)) + "\n")
     return CHECK_FAILED if told["missed"] else 0
 

@@ -113,6 +113,7 @@ def round_of(
     faults: list[tuple[str, str]] = []
     hit = repeated = 0
     done: set[str] = set()
+    seen = set(records(course.before))
     for kill in kills:
         child = killed(nursery, course, ground, place, kill)
         if child.code == 0:
@@ -122,7 +123,8 @@ def round_of(
         hit += 1
         left = place.everything()
         faults += whole(left, course)
-        again = made_again(left, done)
+        again = {b for name, b in records(left).items() if name not in seen} & done
+        seen |= set(records(left))
         if again:
             faults.append((LOST, f"{kill}: made once more though they were done: {', '.join(sorted(again))}"))
         done |= done_blocks(left, course)
@@ -186,12 +188,6 @@ def records(left: dict[str, bytes]) -> dict[str, str]:
                 if json.loads(data)["status"] == "done":
                     found[name] = Path(name).stem
     return found
-
-
-def made_again(left: dict[str, bytes], done: set[str]) -> set[str]:
-    """Blocks of the last run that had been done before it."""
-    runs = sorted({name.split("/")[1] for name in left if name.startswith("_runs/")})
-    return {b for name, b in records(left).items() if runs and name.split("/")[1] == runs[-1]} & done
 
 
 def done_blocks(left: dict[str, bytes], course: Course) -> set[str]:

@@ -53,4 +53,5 @@ SOURCE = Source(
     pixel_m=S2_PIXEL_M,
     offset=_offset,
     tile="grid:code",
+    nodata=0,  # before any offset (facts, sources-and-cogs 1)
 )

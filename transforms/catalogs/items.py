@@ -261,6 +261,8 @@ def _assets(item: Item, source: Source, location: str, root: str) -> tuple[tuple
     return tuple(assets), against
 
 
+MAX_SIDE_PX = 1 << 24  # as of files (transforms.tiff); the largest tile of any grid has 10,980
+
 _Grid = tuple[int, tuple[float, float, float, float, float, float], tuple[int, int]]
 
 
@@ -280,7 +282,7 @@ def _grid_of(fields: Mapping[str, Any], properties: Mapping[str, Any]) -> _Grid 
     if b or d or a <= 0 or e >= 0:
         return f"has a proj:transform that is not north-up: {a:g}, {b:g}, {d:g}, {e:g}"
     size = [number(v) for v in shape] if isinstance(shape, list) else []
-    if len(size) != 2 or not all(v is not None and v > 0 and v.is_integer() for v in size):
+    if len(size) != 2 or not all(v is not None and 0 < v < MAX_SIDE_PX and v.is_integer() for v in size):
         return "has no proj:shape of height and width"
     return code, (a, b, x, d, e, y), (int(size[0] or 0), int(size[1] or 0))
 

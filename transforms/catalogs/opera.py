@@ -1,5 +1,6 @@
 """OPERA RTC-S1: radar as 30 m bursts, from granule records of NASA's Common Metadata Repository (CMR)."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ SOURCE = Source(
     generated="opera:made",
     datatake="opera:acquisition",
     order=BY_CATALOGUE,
+    nodata=math.nan,  # outside a burst; the tag of its own files says so
 )
 
 

@@ -24,6 +24,7 @@ OPTICAL = Source(
     pixel_m=S2_PIXEL_M,
     offset=_offset,
     tile="s2:mgrs_tile",
+    nodata=0,  # before any offset (facts, sources-and-cogs 1)
 )
 
 RADAR = Source(
@@ -34,4 +35,5 @@ RADAR = Source(
     pixel_m={},  # in the scene's own zone; read through its own geotransform
     offset=_no_offset,
     datatake="s1:datatake_id",
+    nodata=-32768,  # sentinel-1-rtc, raster:bands of its collection (facts, sources-and-cogs 1)
 )

@@ -44,7 +44,8 @@ class Source:
       baseline, generated, datatake, orbit, relative_orbit, cloud_cover: properties that hold them.
       order: `BY_DATETIME` or `BY_CATALOGUE`.
       drivers: GDAL's names of the formats that its files may have.
-      nodata: DN without data in files whose format has no tag for it; None where the file itself says.
+      nodata: value without data in its files: of those that say none (their format has no tag for it, or the tag is
+        lost), and the only one that a file may say; None where files differ.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Source:
     cloud_cover: str = "eo:cloud_cover"
     order: str = BY_DATETIME
     drivers: tuple[str, ...] = ("GTiff",)
-    nodata: int | None = None
+    nodata: float | None = None
 
     @property
     def provider(self) -> str:
