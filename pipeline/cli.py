@@ -3,6 +3,7 @@
 import importlib.metadata
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -211,6 +212,27 @@ def status(out: Out, as_json: Json = False) -> None:
 
     result = run(out)
     console.show(result, as_json, words.status)
+
+
+@app.command()
+def stale(
+    out: Out,
+    inv: Annotated[str, typer.Option("--inventory", help="Inventory to hold the published tiles against.")],
+    model: Annotated[str, typer.Option("--model", help="Model file; the output's own by default.")] = "",
+    names: Annotated[str, typer.Option("--out", help="File for the names of stale tiles, one a line.")] = "",
+    card: Annotated[str, typer.Option("--card", help="L4, L40S, A100 or H100, for the cost.")] = "L40S",
+    as_json: Json = False,
+) -> None:
+    """Say which published tiles another inventory or model would change, why, and what making them again takes.
+
+    Example: tessera-beam stale out --inventory newer.parquet --out stale.txt
+    """
+    from pipeline import stale as verb
+
+    result = verb.stale(out, inv, model, card)
+    if names:
+        Path(names).write_text("".join(f"{row['tile']}\n" for row in result["tiles"]))
+    console.show(result, as_json, verb.as_text)
 
 
 @app.command()

@@ -112,6 +112,7 @@ def test_every_way_in_calls_the_gate_and_none_needs_pytorch():
     assert not any(re.search(r"\[.*train.*\]|torch\b(?!\.)", text.replace("PyTorch", "")) for text in texts)
 
 
+@pytest.mark.slow
 def test_the_hook_judges_what_is_staged_and_not_what_lies_in_the_working_tree(tmp_path, edited):
     def git(folder, *arguments):
         subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
@@ -131,6 +132,7 @@ def test_the_hook_judges_what_is_staged_and_not_what_lies_in_the_working_tree(tm
     assert (tmp_path / "models" / "pages" / "a.html").is_file()
 
 
+@pytest.mark.slow
 def test_two_models_of_one_name_have_a_page_each(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
@@ -139,6 +141,7 @@ def test_two_models_of_one_name_have_a_page_each(tmp_path):
     assert {p.name for p in (tmp_path / "report").glob("*.html")} == {"a-m.html", "b-m.html"}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_none_does_not_hide_the_verdict_on_others(tmp_path):
     done = gate(tmp_path, MODEL, "nofile.onnx", REPORT="report")
     assert done.returncode == 2

@@ -268,6 +268,7 @@ def inputs(world, bucket):
     return bucket
 
 
+@pytest.mark.slow
 def test_a_launch_hands_its_job_over_where_the_launcher_wants_it(inputs):
     template.main([*line(tiles="gs://my-bucket/in/tiles.txt"), "--no_auth"])
     job = json.loads(inputs.get("dataflow/staging/template_launches/1/job_object"))
@@ -293,6 +294,7 @@ def test_a_launch_that_cannot_work_ends_with_2_and_writes_nothing(inputs, capsys
     assert stored(inputs) == before
 
 
+@pytest.mark.slow
 def test_the_launcher_s_file_is_a_program_that_ends_with_the_template_s_code(tmp_path):
     command = [sys.executable, FOLDER / "template_main.py", "--memory=much"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=jobs.ROOT)
