@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from model.errors import BadInput, WorkerLost
 from pipeline.engines import Engine
+from pipeline.finish import licence_there
 from pipeline.graph import EmbedTiles
 from pipeline.planning import EmbedOptions, Planned, at_hand, deposited, planned, room_for, wanted_tiles
 from pipeline.progress import Progress
@@ -25,6 +26,7 @@ from transforms.objects import kept_file
 from transforms.periods import period_of
 from transforms.plans import Plan, tasks_of
 from transforms.regions import clip_of
+from transforms.stac_collection import LICENCE
 from transforms.storage import Store, open_store
 
 LOST_IN_VAIN = 3  # times that workers may end in a row without a block more: two are what a block that kills needs
@@ -57,6 +59,9 @@ def embed(
     say(f"{len(tiles)} tiles, period {plan.period}, {plan.model_name} on {where}")
     for sentence in [*store.concerns(), *room_for(store, plan, tiles, options.region)]:
         say(f"warning: {sentence}")
+    before = licence_there(store)
+    if options.licence and before not in (LICENCE, options.licence):
+        say(f"warning: --licence {options.licence}: the collection says {before} until now, of older tiles too")
     words = memory_words(made.budget, engine.processes, engine.blocks_at_once)
     say("\n".join([words, *(f"warning: {w}" for w in period_of(plan.period).warnings)]))
     expected = blocks_of_plan(made)

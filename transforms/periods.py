@@ -62,10 +62,12 @@ def period_of(text: str) -> Period:
     """
     days = f"{text}-01-01/{text}-12-31" if re.fullmatch(r"[0-9]{4}", text) else text
     match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[/_]([0-9]{4}-[0-9]{2}-[0-9]{2})", days)
+    if match is None:
+        raise BadInput(f"period {text!r}: write a year (2024) or first/last day (2023-07-01/2024-06-30)")
     try:
-        start, end = (dt.date.fromisoformat(g) for g in match.groups())  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        raise BadInput(f"period {text!r}: write a year (2024) or first/last day (2023-07-01/2024-06-30)") from None
+        start, end = (dt.date.fromisoformat(g) for g in match.groups())
+    except ValueError as e:
+        raise BadInput(f"period {text!r}: a day that no calendar has ({e})") from None
     if end.year < 2015 or start.year > 2100:
         raise BadInput(f"period {text}: Sentinel-2 has data from 2015 on")
     if end < start:
