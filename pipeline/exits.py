@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -74,6 +75,14 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _refused_elsewhere(error: BaseException) -> str:
+    """What a worker in another process refused: an engine hands over the text of its traceback alone; else ""."""
+    for e in _behind(error):
+        if found := re.search(r"model\.errors\.BadInput: (.+?)(?: \[while running '|\n|$)", str(e)):
+            return found[1]
+    return ""
+
+
 def stop_politely() -> None:
     """Makes SIGTERM (a container that is stopped, a machine that is taken back) what Ctrl-C is."""
 
@@ -87,6 +96,9 @@ def _other(error: Exception) -> int:
     """Exit code of what is neither bad input nor a plain interrupt."""
     if any(isinstance(e, KeyboardInterrupt) for e in _behind(error)):  # Beam wraps it into an error of its own
         return _interrupted()
+    if refused := _refused_elsewhere(error):
+        console.say(f"error: {refused}")
+        return console.BAD_INPUT
     if said := _of_the_store(error):
         console.say(f"error: {said}")
         return console.CRASHED
