@@ -224,9 +224,9 @@ def test_what_a_worker_of_another_process_refuses_is_said_without_its_traceback(
         raise RuntimeError(
             "Pipeline job-1 failed in state FAILED: bundle inst003 failed:Traceback (most recent call last):\n"
             '  File "transforms/machine.py", line 90, in check_machine\n'
-            "model.errors.BadInput: 1 worker needs 9.0 GiB for blocks of 2048 px: use --block 1024 [while running 'X']\n"
+            "model.errors.BadInput: 1 worker needs 9.0 GiB for blocks of 2048 px: use less [while running 'X']\n"
         )
 
     assert ended(program, []) == 2
     said = capsys.readouterr().err
-    assert said == "error: 1 worker needs 9.0 GiB for blocks of 2048 px: use --block 1024\n"
+    assert said == "error: 1 worker needs 9.0 GiB for blocks of 2048 px: use less\n"
