@@ -135,6 +135,8 @@ def read_patch(scene: Scene, asset: Asset, root: str, row_px: int, col_px: int, 
 def _nodata(scene: Scene, asset: Asset, facts: "Facts") -> float | None:
     """The value without data. Raises ReadError where a file says another one than its source's files have."""
     said, known = facts.nodata, _formats(scene)[1]
+    if said is None and known and not np.isnan(known):  # unstored tiles were filled with 0, a value like any other
+        raise ReadError(scene.id, asset.band, f"it says no nodata value, and files of {scene.source} have {known:g}")
     if said is None or known is None or said == known or (np.isnan(said) and np.isnan(known)):
         return known if said is None else said
     raise ReadError(scene.id, asset.band, f"its nodata value is {said:g}, and files of {scene.source} have {known:g}")
@@ -214,11 +216,10 @@ def _ranged(
         shape = header.height_px, header.width_px
         return Facts(shape, header.dtype, 1, crs, header.epsg, header.transform, header.nodata)
 
-    def accept(header: Header) -> None:
-        _check(scene, asset, facts_of(header))
-
     try:
-        part, header = read_window(url, window, fetch, accept, drivers=_formats(scene)[0])
+        part, header = read_window(
+            url, window, fetch, lambda h: _check(scene, asset, facts_of(h)), drivers=_formats(scene)[0]
+        )
     except FetchError as e:
         raise ReadError(scene.id, asset.band, plain(e.reason), e.kind, e.status) from None
     except (NotACog, Damaged) as e:

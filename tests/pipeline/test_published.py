@@ -211,6 +211,9 @@ def test_a_bundle_that_runs_twice_finds_the_tile_published(finished):
         embed_block(finished, task)
     assert publish_if_complete(finished, tasks[0])
     store = open_store(finished.plan.out)
+    embed_block(finished, tasks[0])  # by a run that had begun it before
+    assert not publish_if_complete(finished, tasks[0])
+    assert not list((Path(store.url) / "_work").rglob("*.frag")), "what it left is nobody else's to clear away"
     assert published_revision(store, TILE, "2024", finished.plan.model_name) == tasks[0].revision
     assert plan_tile(finished.plan, TILE) == ()
     assert plan_tile(dataclasses.replace(finished.plan, force=True), TILE) == tasks

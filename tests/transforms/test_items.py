@@ -259,6 +259,14 @@ def test_grids_are_found_on_asset_or_item_in_either_version_of_the_extension(lev
     assert got.transform == (10, 0, 500_000, 0, -10, 5_090_000)
 
 
+@pytest.mark.parametrize("shape", [[0, 1], [1.5, 1], [1e40, 1], [10**40, 1], [1], "x", [None, 1]])
+def test_a_shape_that_no_image_has_leaves_the_asset_out_with_words(shape):
+    item = radar()
+    item["properties"]["proj:shape"] = shape
+    found = scene(item)
+    assert found.asset("VV") is None and "proj:shape" in found.dropped_reason
+
+
 def test_an_assets_own_grid_counts_before_the_items():
     item = optical()
     item["properties"] |= {"proj:shape": [1, 1], "proj:transform": [1, 0, 0, 0, -1, 0]}

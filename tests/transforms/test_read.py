@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
-from read_files import DIFFERENCES, FEW, TILE, ZONE_32, a_file, everything, scene, write
+from read_files import DIFFERENCES, FEW, TILE, TILED, ZONE_32, a_file, everything, scene, write
 
+from model.profile import OPERA_RTC, PC_RTC
 from transforms import read
 from transforms.read import (
     ReadError,
@@ -26,6 +27,7 @@ from transforms.read import (
     read_for,
     read_patch,
 )
+from transforms.scenes import S1
 from transforms.tiff import parse_header
 
 
@@ -427,3 +429,29 @@ def test_no_query_string_is_ever_shown(text):
     for url in (f"https://h/f.tif?{token}", f"/vsicurl/https://h/f.tif?{token}"):
         assert "SECRET" not in plain(f"{text}'{url}': {text}\n{url} {text}")
         assert "SECRET" not in plain(f"{text} {url}")
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(
+    ("source", "nodata", "wanted"),
+    [
+        (PC_RTC, -32768, -32768),
+        (PC_RTC, None, "it says no nodata value, and files of .* have -32768"),
+        (PC_RTC, -32764, "its nodata value is -32764, and files of .* have -32768"),
+        (OPERA_RTC, None, np.nan),
+        (OPERA_RTC, np.nan, np.nan),
+        (OPERA_RTC, 0, "its nodata value is 0, and files of .* have nan"),
+        ("x@y", 7, 7),
+        ("x@y", None, None),
+    ],
+)
+def test_the_value_without_data_is_the_one_that_files_of_the_source_have(tmp_path, source, nodata, wanted, tiled):
+    data = np.random.default_rng(1).random((64, 64)).astype(np.float32)
+    asset = write(tmp_path, data, TILE.left_m, TILE.top_m, 10, nodata=nodata, band="VV", **(TILED if tiled else {}))
+    of_it = dataclasses.replace(scene(asset), source=source, sensor=S1)
+    if isinstance(wanted, str):
+        with pytest.raises(ReadError, match=wanted):
+            read_patch(of_it, asset, str(tmp_path), 0, 0, 64, 64)
+    else:
+        found = read_patch(of_it, asset, str(tmp_path), 0, 0, 64, 64).nodata
+        assert found == wanted or np.isnan([found, wanted]).all()

@@ -243,3 +243,19 @@ def test_a_receipt_says_nothing_once_any_word_of_it_is_another():
     fields["counts"]["embedded"] += 1
     with pytest.raises(BadInput, match="sha256"):
         receipt_from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"status": "../../outside"}, "its status is '../../outside'"),
+        ({"counts": {"no_radar": "/etc/passwd"}}, "counts are not all whole numbers"),
+        ({"counts": {"pixels": -1}}, "counts are not all whole numbers"),
+        ({"counts": {"pixels": 1 << 80}}, "counts are not all whole numbers"),
+        ({"timings_s": {"read": "long"}}, "times are not all numbers"),
+        ({"network": {"bytes": None}}, "times are not all numbers"),
+    ],
+)
+def test_a_receipt_whose_seal_is_right_and_whose_words_are_not_is_refused(change, words):
+    with pytest.raises(BadInput, match=words):
+        receipt_from_json(dataclasses.replace(RECEIPT, **change).to_json())
