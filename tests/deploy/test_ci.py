@@ -71,6 +71,7 @@ def test_the_script_proves_a_good_model_and_leaves_a_page(tmp_path):
     assert json.loads((tmp_path / "report" / "gate.json").read_text())["ok"] is True
 
 
+@pytest.mark.slow
 def test_the_script_refuses_an_edited_model_among_good_ones(tmp_path, edited):
     done = gate(tmp_path, MODEL, edited, REPORT="report")
     assert done.returncode == 4

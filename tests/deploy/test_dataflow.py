@@ -281,6 +281,7 @@ def test_a_launch_hands_its_job_over_where_the_launcher_wants_it(inputs):
     assert plan["tiles"] and plan["memory_bytes"] == 12 * 2**30
 
 
+@pytest.mark.slow
 def test_a_launch_ends_well_without_the_id_of_its_job(inputs, capsys):
     assert template.main([*line(), "--no_auth"]) == 0
     said = json.loads(capsys.readouterr().out)

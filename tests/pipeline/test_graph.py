@@ -175,7 +175,7 @@ def test_the_request_does_not_grow_with_the_tiles(world, proto, tmp_path):
         plan, _, _ = make_plan(world.inv, world.model, str(tmp_path / str(count)), options)
         assert sorted(tiles_of(plan)) == sorted(tiles)
         sizes.append(len(proto_of(plan).SerializeToString()))
-    assert abs(sizes[1] - sizes[0]) < 100  # digests and names of runs
+    assert abs(sizes[1] - sizes[0]) < 200  # digests and names of runs
     assert len(proto.SerializeToString()) < 200_000
 
 

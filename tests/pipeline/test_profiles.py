@@ -111,7 +111,7 @@ def test_embed_and_quote_refuse_it_before_any_work(
     world, inventories, tmp_path, monkeypatch, capfd, name, sources, words
 ):
     # Traps T2 and T22: OPERA's 30 m pixels come to 10 m by another rule than Planetary Computer's.
-    for module in ("embed", "quote"):
+    for module in ("planning", "quote"):
         monkeypatch.setattr(f"pipeline.{module}.open_model", lambda _: model_of(world, name))
     inv, out = inventories[sources], tmp_path / "out"
     assert program(["embed", inv, "--model", world.model, "--out", str(out)]) == 2
@@ -125,7 +125,7 @@ def test_embed_and_quote_refuse_it_before_any_work(
 
 def test_a_rule_that_no_code_follows_is_refused_by_embed_and_quote(world, inventories, tmp_path, monkeypatch, capfd):
     rule = "the days under 0.01 % of the region are dropped"
-    for module in ("embed", "quote"):
+    for module in ("planning", "quote"):
         model = model_of(world, "v2")
         odd = dataclasses.replace(model, profile=dataclasses.replace(model.profile, coverage_rule=rule))
         monkeypatch.setattr(f"pipeline.{module}.open_model", lambda _, m=odd: m)

@@ -20,6 +20,7 @@ def embed(world, out, *more):
     return ["embed", world.inv, "--model", world.model, *where, "--json", *more]
 
 
+@pytest.mark.slow
 def test_waves_give_what_one_job_gives_and_each_is_a_run_of_its_own(world, tmp_path, a_wave_a_zone, capfd):
     assert run(embed(world, tmp_path / "one")) == 0
     capfd.readouterr()
