@@ -258,6 +258,7 @@ print((peak() - before) >> 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak memory")
 def test_optimiser_and_projector_are_not_taken_into_memory(tmp_path):
     small = written(tmp_path, payload_of("v2")), as_safetensors(tmp_path, "v2")

@@ -258,19 +258,8 @@ def cog_of(asset, side, value=None):
     """A COG full of noise, for which one picture is compressed and stored in every internal tile."""
     dtype = {"SCL": "uint8", "VV": "float32", "VH": "float32"}.get(asset.band, "uint16")
     nodata = -32768 if dtype == "float32" else 0
-    layout = Layout(
-        asset.height_px, asset.width_px, 1, dtype, side, nodata, asset.epsg, asset.transform, codec="deflate",
-        predictor=1,
-        asset.width_px,
-        1,
-        dtype,
-        side,
-        nodata,
-        asset.epsg,
-        asset.transform,
-        codec="deflate",
-        predictor=1,
-    )
+    size = asset.height_px, asset.width_px
+    layout = Layout(*size, 1, dtype, side, nodata, asset.epsg, asset.transform, codec="deflate", predictor=1)
     noise = np.random.default_rng(1).integers(1, 4000, (side, side, 1))
     tile = encode_tile((np.full_like(noise, value) if value else noise).astype(dtype), layout)
     places = [(i, j) for i in range(layout.tiles_down) for j in range(layout.tiles_across)]
