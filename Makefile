@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,dataflow,s3,xarray,dev))
 
-.PHONY: lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
+.PHONY: planet lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -96,6 +96,12 @@ image:
 
 image-smoke:
 	deploy/image/smoke.sh $(IMAGE)
+
+# The graph of a global year, receipts, a kill, status and report; some 40 minutes for all tiles.
+TILES ?= 18400
+planet: $(DEV)/.ready
+	mkdir -p build
+	$(DEV)/bin/python -m tests.planet.run --tiles $(TILES) --inventory build/planet-$(TILES).parquet
 
 demo-model: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.untrained

@@ -33,7 +33,9 @@ PICTURE_BYTES = 300_000  # a README is read over slow lines too
 
 ENGINES = ("beam_options", "flink", "look", "template", "worker")
 BEAM = {"transforms/steps.py", "pipeline/graph.py", "pipeline/embed.py", *(f"pipeline/engines/{e}.py" for e in ENGINES)}
-TORCH = {"model/checkpoints.py", "model/encoders.py", "model/export.py"}
+LOSSES = ("barlow", "correlation", "mix", "rankme", "reduce")
+TRAINED = ("checkpoints", "encoders", "export", "heads", "qat", *(f"losses/{name}" for name in LOSSES))
+TORCH = {f"model/{name}.py" for name in TRAINED}
 
 
 def modules():

@@ -20,6 +20,8 @@ def line(event: str, **fields: object) -> str:
 
 def block_ended(receipt: Receipt) -> None:
     """A block's end: INFO where it is done, WARNING where it failed."""
+    if not LOGGER.isEnabledFor(logging.INFO if receipt.status == DONE else logging.WARNING):
+        return  # a planet's lines that nobody reads would be made for nothing
     where = {"tile": receipt.tile, "block": f"{receipt.row_px}_{receipt.col_px}", "period": receipt.period}
     if receipt.status == DONE:
         seconds = receipt.timings_s.get("total", 0.0)

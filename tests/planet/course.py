@@ -6,6 +6,7 @@ python -m tests.planet.course COURSE '{"argument": ..}'
 import collections
 import dataclasses
 import datetime as dt
+import functools
 import json
 import resource
 import sys
@@ -133,11 +134,10 @@ def records(plan: str, per_million: int) -> dict[str, Any]:
         begin(store, now, tiles)
         clock = Clock()
         run_graph(now, WithRecords(failing))
-        told |= clock.told(f"run{n}_")
-        told[f"run{n}_peak_mb"] = memory_mb("VmHWM")
-        told[f"run{n}_requests"] = sum(store.asked.values())
-        told |= _asked(store, f"record{n}_", lambda p=now: _record(store, p))  # type: ignore[misc]
-    told |= order_of([*log_of(plans[0]), *log_of(plans[1])])
+        asked = {f"run{n}_requests": sum(store.asked.values()), f"run{n}_peak_mb": memory_mb("VmHWM")}
+        told |= _said(clock.told(f"run{n}_") | asked)
+        told |= _asked(store, f"record{n}_", functools.partial(_record, store, now))
+    told |= _said(order_of([*log_of(plans[0]), *log_of(plans[1])]))
     told |= _asked(store, "finish_", lambda: finish_run(plans[1]))
     told |= _asked(store, "status_", lambda: {"states": status(store.url)["states"]})
     told |= _asked(store, "report_", lambda: {"page": report(store.url)})
@@ -172,7 +172,13 @@ def _asked(store: MemoryStore, what: str, act: Callable[[], dict[str, Any]]) -> 
     said = act()
     told: dict[str, Any] = {f"{what}{name}": value for name, value in said.items()}
     asked = {f"{what}requests": sum(store.asked.values()), f"{what}peak_mb": memory_mb("VmHWM")}
-    return told | clock.told(what) | asked
+    return _said(told | clock.told(what) | asked)
+
+
+def _said(told: dict[str, Any]) -> dict[str, Any]:
+    """The same, said on the way too: the whole course of a planet takes the better part of an hour."""
+    sys.stderr.write(json.dumps(told) + "\n")
+    return told
 
 
 def order_of(events: Iterable[tuple[str, bool]]) -> dict[str, int]:
