@@ -72,6 +72,16 @@ def test_a_bucket_holds_what_a_disk_would(sparse, on_disk, place):
         assert objects(store) == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_overviews_in_a_bucket_are_those_of_a_disk(sparse, tmp_path, place):
+    one = {"tiles": sparse.earth.tiles[:1], "overviews": True}
+    assert not incomplete(run(sparse, str(tmp_path / "out"), **one))
+    with PLACES[place]() as store:
+        assert not incomplete(run(sparse, store.url, **one))
+        assert objects(store) == contents(tmp_path / "out")
+
+
 class Counting:
     """A store that counts what is asked of it, by verb and object."""
 
