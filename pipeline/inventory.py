@@ -287,14 +287,13 @@ def _tiles_with(header: Inventory, ids: set[str]) -> list[str]:
     Raises:
       BadInput: an id that is nowhere; the message names the closest ones.
     """
-    found, everything = [], set()
-    filled = [t for t in header.tiles if header.counts[t].rows]
+    found, everything = list[str](), set[str]()
     with pq.ParquetFile(header.path) as file:
-        for group, tile in enumerate(filled):
-            here = set(file.read_row_group(group, columns=["id"])["id"].to_pylist())
-            if ids & here:
-                found.append(tile)
-            everything |= here
+        for batch in file.iter_batches(columns=["tile", "id"]):
+            for tile, scene_id in zip(batch["tile"].to_pylist(), batch["id"].to_pylist(), strict=True):
+                everything.add(scene_id)
+                if scene_id in ids and (not found or found[-1] != tile):
+                    found.append(tile)
     for scene_id in sorted(ids - everything):
         near = difflib.get_close_matches(scene_id, sorted(everything), n=3, cutoff=0.4)
         hint = f"; the closest are {', '.join(near)}" if near else ""

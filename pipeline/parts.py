@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from model.errors import BadInput
 from transforms.inventory import VERSION as INVENTORY_VERSION
-from transforms.inventory import SourceRecord, scenes_of, table_of
+from transforms.inventory import SourceRecord
+from transforms.scene_rows import scenes_of, table_of
 from transforms.scenes import Scene
 
 FORMAT = "tessera-beam/inventory-part"

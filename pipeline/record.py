@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.network import rounded
-from pipeline.report_facts import RUN_VERSION
+from pipeline.report_facts import RUN_VERSION, RunFacts
 from pipeline.work import side_by_side
 from transforms.embed import stop_name
 from transforms.encode import device_kind
@@ -50,14 +50,10 @@ def closed(store: Store, plan: Plan, seconds: float | None = None) -> dict[str, 
     began, ended = dt.datetime.fromisoformat(job["started"]), dt.datetime.now(dt.UTC)
     tiles, expected = job["tiles"], job["blocks"]
     seconds = (ended - began).total_seconds() if seconds is None else seconds
-    devices: set[str] = set()
-    totals, network, failed = Counter[str](), Counter[str](), list[dict[str, Any]]()
+    run, in_doubt, failed = RunFacts(plan.run), 0, list[dict[str, Any]]()
     for block in _blocks(store, plan):
-        network.update(block["network"])
-        devices.add(block["device"])
-        totals[f"blocks_{block['status']}"] += 1
-        totals["pixels"] += block["counts"].get("embedded", 0)
-        totals["blocks_in_doubt"] += block["counts"].get("drift", 0) > 0
+        run.add(block)
+        in_doubt += block["counts"].get("drift", 0) > 0
         if block["status"] == FAILED:
             failed.append(block | {"command": cure(block["cause"], block["scene"], block["band"])})
     # What a further run would still do: the tiles whose item is missing, older, or of another run's region.
@@ -81,20 +77,21 @@ def closed(store: Store, plan: Plan, seconds: float | None = None) -> dict[str, 
         "period": plan.period,
         "warnings": list(period_of(plan.period).warnings),
         "runner": job["runner"],
-        "device": ", ".join(sorted(devices)) or device_kind(plan.provider),
+        "device": ", ".join(sorted(run.devices)) or device_kind(plan.provider),
         "out": plan.out,
         "totals": {
             "tiles": len(tiles),
             "blocks": expected,
-            "blocks_done": totals["blocks_done"],
+            "blocks_done": run.done,
             "blocks_failed": len(failed),
             "failed_by_cause": dict(sorted(Counter(f["cause"] for f in failed).items())),
-            "blocks_skipped": max(0, expected - totals["blocks_done"] - totals["blocks_failed"]),
-            "blocks_in_doubt": totals["blocks_in_doubt"],
-            "pixels": totals["pixels"],
+            "blocks_skipped": max(0, expected - run.done - run.failed),
+            "blocks_in_doubt": in_doubt,
+            "pixels": run.pixels,
             "tiles_published": len(tiles) - len(unfinished),
         },
-        "network": rounded(network),
+        "network": rounded(run.network),
+        "blocks": run.sums(),
         "stopped": stopped,
         "unfinished": unfinished[:20],
         "failures": [

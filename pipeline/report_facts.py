@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ DONE, FAILED, MISSING = "done", "failed", "missing"
 STAGES = ("read", "build", "encode", "write")
 COUNTS = ("pixels", "embedded", "no_optical", "no_radar", "outside")
 DATES = ("s2_dates", "s1_ascending_dates", "s1_descending_dates")
-RUN_FORMAT, RUN_VERSION = "tessera-beam/run", 2  # 2: `network`
+RUN_FORMAT, RUN_VERSION = "tessera-beam/run", 3  # 2: `network`; 3: `blocks`, the sums over all
 
 Record = dict[str, Any]
 
@@ -125,6 +125,37 @@ class RunFacts:
     network: Counter[str] = dataclasses.field(default_factory=Counter)
     slowest: tuple[float, str, int, int] = (0.0, "", 0, 0)
 
+    def add(self, block: Record) -> None:
+        """Counts a block's record in."""
+        timings = block.get("timings_s", {})
+        for stage in STAGES:
+            self.stages_s[stage] += float(timings.get(stage, 0))
+        self.network.update(block.get("network", {}))
+        done = block["status"] == DONE
+        self.done, self.failed = self.done + done, self.failed + (not done)
+        self.again += int(block.get("attempts", 1)) > 1
+        self.pixels += counts_in(block).get("embedded", 0)
+        self.devices |= {block["device"]} if block.get("device") else set()
+        took = (float(timings.get("total", 0)), block["tile"], int(block["row_px"]), int(block["col_px"]))
+        self.slowest = max(self.slowest, took)
+
+    def sums(self) -> Record:
+        """What run.json keeps of all blocks, so that the page need not open half a million records."""
+        stages = {stage: round(s, 3) for stage, s in self.stages_s.items()}
+        return {"stages_s": stages, "again": self.again, "slowest": list(self.slowest), "devices": sorted(self.devices)}
+
+    def take_sums(self) -> None:
+        """Takes from run.json what `add` would have found in the blocks."""
+        totals, sums = self.record.get("totals", {}), self.record.get("blocks", {})
+        self.done, self.failed = int(totals.get("blocks_done", 0)), int(totals.get("blocks_failed", 0))
+        self.pixels = int(totals.get("pixels", 0))
+        self.network.update(self.record.get("network", {}))
+        self.stages_s |= {stage: float(s) for stage, s in sums.get("stages_s", {}).items() if stage in self.stages_s}
+        self.again = int(sums.get("again", 0))
+        self.devices.update(sums.get("devices", []))
+        if slowest := sums.get("slowest"):
+            self.slowest = (float(slowest[0]), str(slowest[1]), int(slowest[2]), int(slowest[3]))
+
     @property
     def pixels_per_s(self) -> float:
         return self.pixels / self.seconds if self.seconds else 0.0
@@ -204,7 +235,19 @@ def _published(out: Path, detailed: bool, paths: Iterable[Path]) -> Iterator[Til
         yield tile
 
 
-def _read_run(folder: Path) -> tuple[RunFacts, list[Record]]:
+def has_sums(record: Record) -> bool:
+    """Whether a run.json tells what the records of its blocks do, but for tiles that are not published."""
+    return "blocks" in record
+
+
+def tile_of_record(name: str) -> tuple[str, str]:
+    """(tile, period) of the name of a block's record, `<tile>_<period>_r..._c....json`."""
+    tile, _, rest = name.partition("_")
+    return tile, rest.rpartition("_r")[0]
+
+
+def _read_run(folder: Path, published: Container[tuple[str, str]]) -> tuple[RunFacts, list[Record]]:
+    """A run, and the records of its blocks: of tiles that are not published alone where its end has the sums."""
     run = RunFacts(folder.name)
     if (folder / "run.json").is_file():
         run.record = _json(folder / "run.json")
@@ -213,25 +256,15 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Record]]:
                 f"{folder / 'run.json'}: version {version}; this release reads 1 to {RUN_VERSION}; use a newer one"
             )
         run.seconds = float(run.record.get("seconds") or 0)
-    records = [_json(path) for path in sorted((folder / "blocks").rglob("*.json"))]
-    for record in records:
-        timings, counts = record.get("timings_s", {}), counts_in(record)
-        for stage in STAGES:
-            run.stages_s[stage] += float(timings.get(stage, 0))
-        run.network.update(record.get("network", {}))
-        done = record["status"] == DONE
-        run.done, run.failed = run.done + done, run.failed + (not done)
-        run.again += int(record.get("attempts", 1)) > 1
-        run.pixels += counts.get("embedded", 0)
-        run.devices |= {record["device"]} if record.get("device") else set()
-        took = (float(timings.get("total", 0)), record["tile"], int(record["row_px"]), int(record["col_px"]))
-        run.slowest = max(run.slowest, took)
-    totals = run.record.get("totals", {})
-    if not records:
-        run.done, run.failed = int(totals.get("blocks_done", 0)), int(totals.get("blocks_failed", 0))
-        run.pixels = int(totals.get("pixels", 0))
-        run.network.update(run.record.get("network", {}))
-    if run.record.get("device"):
+    summed = has_sums(run.record)
+    paths = sorted((folder / "blocks").rglob("*.json"))
+    records = [_json(path) for path in paths if not (summed and tile_of_record(path.name) in published)]
+    if summed or not records:
+        run.take_sums()
+    else:
+        for record in records:
+            run.add(record)
+    if run.record.get("device") and not run.devices:
         run.devices.add(run.record["device"])
     return run, records
 
@@ -280,7 +313,7 @@ def facts_of(out_folder: str | Path, detailed_tiles: int) -> Facts:
     left: dict[tuple[str, str, int, int], tuple[Record, str]] = {}
     unpublished: dict[tuple[str, str, int, int], Record] = {}
     for run, records in sorted(
-        (_read_run(f) for f in run_folders), key=lambda r: r[0].record.get("started") or r[0].name
+        (_read_run(f, tiles) for f in run_folders), key=lambda r: r[0].record.get("started") or r[0].name
     ):
         runs.append(run)
         for record in records:

@@ -14,6 +14,7 @@ from pipeline.status import opened
 from transforms import inventory
 from transforms.objects import local_file
 from transforms.plans import digest_of, revision_of
+from transforms.scene_rows import scenes_of
 from transforms.scenes import Scene
 from transforms.stac import item_path, product_record
 from transforms.storage import Store
@@ -97,7 +98,7 @@ def _why(
         return {"why": MODEL}
     home = item_path(tile, period, str(product["model"])).rpartition("/")[0]
     name = f"{home}/{properties['tessera:revision'][:8]}/scenes.parquet"
-    old = inventory.scenes_of(pq.read_table(io.BytesIO(store.get(name))))
+    old = scenes_of(pq.read_table(io.BytesIO(store.get(name))))
     if inventory.tile_digest(old) == scenes:
         return {"why": RELEASE}  # PIXEL_VERSION, or another rule of what a revision is made of
     return {"why": SCENES, **differences(old, inventory.read_tile(inv_path, tile))}

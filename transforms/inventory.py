@@ -1,7 +1,6 @@
-"""The inventory: the frozen list of scenes for a run, one Parquet file with a row group per tile."""
+"""The inventory: the frozen list of scenes for a run, one Parquet file whose row groups hold a few tiles each."""
 
 import dataclasses
-import datetime as dt
 import functools
 import hashlib
 import json
@@ -12,59 +11,24 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.errors import BadInput
 from transforms.catalogs.registry import BY_NAME
 from transforms.catalogs.source import BY_CATALOGUE
 from transforms.periods import Period, period_of
-from transforms.scenes import ASCENDING, DESCENDING, S2, Asset, Scene
+from transforms.scene_rows import SCHEMA, row_of, scenes_of, table_of
+from transforms.scenes import ASCENDING, DESCENDING, S2, Scene
 
 FORMAT = "tessera-beam/inventory"
-VERSION = 1  # raised when a column or a field of the metadata is added or changes its meaning; newer files are refused
+VERSION = 2  # raised when a column or a field of the metadata is added or changes its meaning; newer files are refused
+DIGEST_VERSION = 1  # of what the digest is made of: rows, tiles, period; how they lie in the file is not in it
 METADATA_KEY = b"tessera_beam"
 
-# Version 1: one row per (tile, scene), kept and dropped, sorted by tile, sensor, order. Columns are the fields of
-# `scenes.Scene`, assets a list of the fields of `scenes.Asset`; units are in the names.
-SCHEMA = pa.schema(
-    [
-        pa.field("tile", pa.string(), nullable=False),
-        pa.field("sensor", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("datetime", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("order", pa.int32(), nullable=False),
-        pa.field("orbit", pa.string(), nullable=False),
-        pa.field("relative_orbit", pa.int32()),
-        pa.field("platform", pa.string(), nullable=False),
-        pa.field("baseline", pa.string(), nullable=False),
-        pa.field("cloud_cover", pa.float64()),
-        pa.field("datatake", pa.string(), nullable=False),
-        pa.field("generated", pa.string(), nullable=False),
-        pa.field("offset_dn", pa.int32(), nullable=False),
-        pa.field("offset_reason", pa.string(), nullable=False),
-        pa.field("kept", pa.bool_(), nullable=False),
-        pa.field("dropped_reason", pa.string(), nullable=False),
-        pa.field(
-            "assets",
-            pa.list_(
-                pa.struct(
-                    [
-                        pa.field("band", pa.string(), nullable=False),
-                        pa.field("href", pa.string(), nullable=False),
-                        pa.field("epsg", pa.int32(), nullable=False),
-                        pa.field("transform", pa.list_(pa.float64()), nullable=False),
-                        pa.field("height_px", pa.int32(), nullable=False),
-                        pa.field("width_px", pa.int32(), nullable=False),
-                        pa.field("size_bytes", pa.int64()),
-                        pa.field("checksum", pa.string(), nullable=False),
-                    ]
-                )
-            ),
-            nullable=False,
-        ),
-    ]
-)
+# Every worker holds the footer: 527 MB of it at 18,400 row groups (pyarrow 25; 25 columns each), a sixteenth of that at
+# so many tiles a group. A tile is then read with up to fifteen others, some 0.1 MB each.
+TILES_A_GROUP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +105,7 @@ def tile_digest(scenes: Iterable[Scene]) -> str:
     """
     scenes = list(scenes)
     words = ("order", "cloud_cover", "offset_reason", "kept", "dropped_reason")
-    kept = [{k: v for k, v in _row(s).items() if k not in words} for s in scenes if s.kept]
+    kept = [{k: v for k, v in row_of(s).items() if k not in words} for s in scenes if s.kept]
     listed = sorted((s for s in scenes if s.kept and _as_listed(s.source)), key=lambda s: (s.source, s.order))
     order = [_canonical(["order", [[s.source, s.id] for s in listed]])] if listed else []
     return _digest(sorted(_canonical(s) for s in kept) + order)
@@ -153,23 +117,7 @@ def _as_listed(source: str) -> bool:
 
 def rows_digest(scenes: Iterable[Scene]) -> str:
     """sha256 over every field of every row, in any order."""
-    return _digest(sorted(_canonical(_row(s)) for s in scenes))
-
-
-def table_of(scenes: Sequence[Scene]) -> pa.Table:
-    """Scenes as the rows of SCHEMA, in the order given."""
-    rows = [_row(s) | {"datetime": dt.datetime.fromisoformat(s.datetime)} for s in scenes]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def scenes_of(table: pa.Table) -> list[Scene]:
-    """What `table_of` was given."""
-    scenes = []
-    for row in table.to_pylist():
-        row["datetime"] = row["datetime"].isoformat(timespec="microseconds").replace("+00:00", "Z")
-        row["assets"] = tuple(Asset(**a | {"transform": tuple(a["transform"])}) for a in row["assets"])
-        scenes.append(Scene(**row))
-    return scenes
+    return _digest(sorted(_canonical(row_of(s)) for s in scenes))
 
 
 class InventoryWriter:
@@ -184,6 +132,7 @@ class InventoryWriter:
         self._period, self._frozen, self._region = period, frozen, region
         self._tiles: list[TileRecord] = []
         self._rows: list[tuple[str, str]] = []
+        self._group: list[pa.Table] = []
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # A worker reads the whole footer before its tile: statistics of 18,400 row groups would swell it.
         self._parquet = pq.ParquetWriter(
@@ -213,15 +162,23 @@ class InventoryWriter:
             tile_digest(ordered),
         )
         if ordered:
-            self._parquet.write_table(table_of(ordered), row_group_size=len(ordered))
+            self._group.append(table_of(ordered))
+        if len(self._group) == TILES_A_GROUP:
+            self._write_group()
         self._tiles.append(record)
         self._rows.append((tile, rows_digest(ordered)))
         return record
 
+    def _write_group(self) -> None:
+        if self._group:
+            table = pa.concat_tables(self._group)
+            self._parquet.write_table(table, row_group_size=len(table))
+            self._group.clear()
+
     def finish(self, sources: Iterable[SourceRecord], amendments: Sequence[str] = ()) -> Inventory:
         """Writes the header and puts the file in its place, over an older one."""
         sources = tuple(sorted(sources, key=lambda s: (s.name, s.root, s.catalog)))
-        digest = _digest([FORMAT, str(VERSION), self._period.name, *map(_canonical, self._rows)])
+        digest = _digest([FORMAT, str(DIGEST_VERSION), self._period.name, *map(_canonical, self._rows)])
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -233,7 +190,9 @@ class InventoryWriter:
             "overlap": "full",
             "region": self._region,
             "amendments": list(amendments),
+            "tiles_a_group": TILES_A_GROUP,
         }
+        self._write_group()
         self._parquet.add_key_value_metadata({METADATA_KEY: _canonical(header).encode()})
         self._parquet.close()
         self._temporary.replace(self._path)
@@ -259,7 +218,7 @@ def read_header(path: str | Path) -> Inventory:
 
 
 def read_tile(path: str | Path, tile: str) -> list[Scene]:
-    """The scenes of one tile, kept and dropped, sorted by sensor and order; reads that tile's row group only.
+    """The scenes of one tile, kept and dropped, sorted by sensor and order; reads the row group that it lies in only.
 
     Raises:
       BadInput: as `read_header`; a tile that is not in the inventory.
@@ -270,7 +229,8 @@ def read_tile(path: str | Path, tile: str) -> list[Scene]:
     try:
         if place.group is not None:
             with pq.ParquetFile(path, metadata=metadata) as file:
-                scenes = scenes_of(file.read_row_group(place.group))
+                table = file.read_row_group(place.group)
+            scenes = scenes_of(table.filter(pc.equal(table["tile"], tile)))
         digest = tile_digest(scenes)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
         raise BadInput(f"{path}: tile {tile} cannot be read ({e}); build the inventory again") from None
@@ -294,20 +254,8 @@ def write_inventory(
         return writer.finish(sources)
 
 
-_ASSET_FIELDS = tuple(f.name for f in dataclasses.fields(Asset))
-_SCENE_FIELDS = tuple(f.name for f in dataclasses.fields(Scene) if f.name != "assets")
-
-
-def _row(scene: Scene) -> dict[str, Any]:
-    """As `dataclasses.asdict`, without its deep copies: this is done for two million scenes."""
-    assets = [{name: getattr(a, name) for name in _ASSET_FIELDS} for a in scene.assets]
-    for a in assets:  # whole numbers of an item come back from Parquet as floats, and digests must not notice
-        a["transform"] = tuple(map(float, a["transform"]))
-    return {name: getattr(scene, name) for name in _SCENE_FIELDS} | {"assets": assets}
-
-
 class _Place(NamedTuple):
-    """A tile's row group, None for one without scenes, and the digest of its scenes (`tile_digest`)."""
+    """The row group that a tile lies in, None for one without scenes, and the digest of its scenes (`tile_digest`)."""
 
     group: int | None
     digest: str
@@ -360,12 +308,14 @@ def _footer(path: str, _size_bytes: int, _mtime_ns: int) -> _Opened:
     filled = 0
     try:
         found = _inventory(path, header)
+        together = int(header["tiles_a_group"]) if header["version"] > 1 else 1
         for record in found.counts.values():
-            places[record.name] = _Place(filled if record.rows else None, record.digest)
+            places[record.name] = _Place(filled // together if record.rows else None, record.digest)
             filled += bool(record.rows)
-    except (KeyError, TypeError, AttributeError) as e:
+        groups = -(-filled // together)
+    except (ValueError, ZeroDivisionError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"inventory {path}: its header is damaged ({e}); build it again") from None
-    if filled != metadata.num_row_groups:
+    if groups != metadata.num_row_groups:
         raise BadInput(f"inventory {path}: {metadata.num_row_groups} row groups for {filled} tiles; build it again")
     return metadata, found, places
 

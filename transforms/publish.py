@@ -17,11 +17,11 @@ from model.profile import Profile
 from transforms.assembly import DamagedFragment, overviews_of, preview_of, publish_raster, raster_of
 from transforms.fragments import OUTSIDE, RASTERS, layouts_of
 from transforms.grid import TILE_PX, Tile, tile_of
-from transforms.inventory import table_of
 from transforms.periods import period_of
 from transforms.plans import BlockTask, Plan, desk_of
 from transforms.pyramid import Level
 from transforms.receipts import DONE, FAILED, Desk, Receipt
+from transforms.scene_rows import table_of
 from transforms.scenes import Scene
 from transforms.stac import folder_of, item, item_path, replaced, replaced_path, to_json
 from transforms.stac_assets import AssetRecord

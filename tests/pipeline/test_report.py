@@ -317,8 +317,8 @@ def test_what_is_no_output_folder_is_refused_by_name(tmp_path, what):
 
 def test_records_that_are_broken_or_newer_are_refused_by_name(out):
     run = out / "_runs/20261121-020000/run.json"
-    run.write_text(json.dumps({"version": 3}))
-    with pytest.raises(BadInput, match=r"run\.json: version 3.*newer"):
+    run.write_text(json.dumps({"version": 4}))
+    with pytest.raises(BadInput, match=r"run\.json: version 4.*newer"):
         report(out)
     run.write_text("{")
     with pytest.raises(BadInput, match=r"run\.json: not JSON"):

@@ -1,6 +1,7 @@
 import dataclasses
 import datetime as dt
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,14 +19,14 @@ from transforms.inventory import (
     frozen_digest,
     read_header,
     read_tile,
-    scenes_of,
-    table_of,
     tile_digest,
     write_inventory,
 )
 from transforms.periods import period_of
+from transforms.scene_rows import SCHEMA, scenes_of, table_of
 from transforms.scenes import S1, S2, Asset, Scene
 
+VERSION_1 = Path(__file__).parent / "golden" / "inventory_v1.parquet"
 PERIOD = period_of("2024")
 FROZEN = "2025-01-02T03:04:05.000000Z"
 SOURCES = [SourceRecord("s2@p", "/cat", "cat"), SourceRecord("s1@p", "https://h/v1", "https://h/v1")]
@@ -104,12 +105,12 @@ def small(path, **tiles):
 @given(listings)
 def test_a_table_gives_back_the_scenes_it_was_made_of(rows):
     table = table_of(rows)
-    assert table.schema == inv.SCHEMA and scenes_of(table) == rows
+    assert table.schema == SCHEMA and scenes_of(table) == rows
 
 
 def test_the_columns_of_version_1_are_the_fields_of_a_scene():
-    assert inv.SCHEMA.names == [f.name for f in dataclasses.fields(Scene)]
-    struct = inv.SCHEMA.field("assets").type.value_type
+    assert SCHEMA.names == [f.name for f in dataclasses.fields(Scene)]
+    struct = SCHEMA.field("assets").type.value_type
     assert [struct.field(i).name for i in range(struct.num_fields)] == [f.name for f in dataclasses.fields(Asset)]
 
 
@@ -196,17 +197,43 @@ def test_a_header_says_what_there_is_without_reading_a_row(tmp_path, monkeypatch
     assert got.roots == {"s2@p": "/cat", "s1@p": "https://h/v1"} and got.overlap == "full"
 
 
-def test_a_tile_is_one_row_group_and_reading_it_reads_no_other(tmp_path, monkeypatch):
-    tiles = {name: [a_scene(f"{name}{n}", name) for n in range(3)] for name in ("33TWL", "33TWN")}
+def test_a_row_group_holds_so_many_tiles_and_a_tile_s_is_all_that_is_read_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(inv, "TILES_A_GROUP", 2)
+    names = ("33TWK", "33TWL", "33TWN")
+    tiles = {name: [a_scene(f"{name}{n}", name) for n in range(3)] for name in names}
     small(tmp_path / "i.parquet", **tiles, **{"33TWM": []})
     file = pq.ParquetFile(tmp_path / "i.parquet")
     assert file.num_row_groups == 2
-    assert [set(file.read_row_group(g)["tile"].to_pylist()) for g in range(2)] == [{"33TWL"}, {"33TWN"}]
+    assert [set(file.read_row_group(g)["tile"].to_pylist()) for g in range(2)] == [{"33TWK", "33TWL"}, {"33TWN"}]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     read, real = [], pq.ParquetFile.read_row_group
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i: read.append(i) or real(self, i))
     assert read_tile(tmp_path / "i.parquet", "33TWN") == tiles["33TWN"] and read == [1]
     assert read_tile(tmp_path / "i.parquet", "33TWM") == [] and read == [1]
+    assert read_tile(tmp_path / "i.parquet", "33TWL") == tiles["33TWL"] and read == [1, 0]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
+def test_every_tile_is_found_again_however_many_there_are(tmp_path, count):
+    names = [f"33TW{chr(65 + n // 8)}{n % 8}" for n in range(count)]
+    tiles = {name: [] if n % 7 == 3 else [a_scene(name, name)] for n, name in enumerate(names)}
+    small(tmp_path / "i.parquet", **tiles)
+    assert {name: read_tile(tmp_path / "i.parquet", name) for name in names} == tiles
+
+
+def test_a_file_of_version_1_reads_as_it_did_and_has_the_digest_of_a_new_one(tmp_path):
+    """Written by the release before row groups held several tiles."""
+    tiles = {
+        "33TWL": [a_scene("a"), a_scene("b", kept=False), a_scene("c", sensor=S1, orbit="ascending")],
+        "33TWM": [],
+        "33TWN": [a_scene("n", "33TWN")],
+    }
+    assert pq.read_metadata(VERSION_1).num_row_groups == 2
+    now = small(tmp_path / "i.parquet", **tiles)
+    then = read_header(VERSION_1)
+    assert (then.digest, then.counts, then.tiles) == (now.digest, now.counts, now.tiles)
+    for tile in tiles:
+        assert read_tile(VERSION_1, tile) == read_tile(tmp_path / "i.parquet", tile)
 
 
 def test_rows_are_sorted_by_tile_sensor_and_order(tmp_path):
@@ -271,10 +298,10 @@ def test_a_newer_version_is_refused_by_number(tmp_path):
     small(tmp_path / "i.parquet")
     table = pq.read_table(tmp_path / "i.parquet")
     header = json.loads(pq.read_metadata(tmp_path / "i.parquet").metadata[inv.METADATA_KEY])
-    assert header["version"] == 1
-    newer = table.replace_schema_metadata({inv.METADATA_KEY: json.dumps(header | {"version": 2})})
+    assert header["version"] == inv.VERSION == 2
+    newer = table.replace_schema_metadata({inv.METADATA_KEY: json.dumps(header | {"version": 3})})
     pq.write_table(newer, tmp_path / "newer.parquet")
-    with pytest.raises(BadInput, match="has version 2: this release reads up to 1; use a newer tessera-beam"):
+    with pytest.raises(BadInput, match="has version 3: this release reads up to 2; use a newer tessera-beam"):
         read_header(tmp_path / "newer.parquet")
 
 
