@@ -102,8 +102,12 @@ def embed(
         console.show(look(said["inv"], said["model"], said["out"], options), as_json, words.dry_run)
         return
     command = shlex.join(["tessera-beam", *sys.argv[1:]])
-    run = verb.embed_waves if options.waves else verb.embed
-    result = run(said["inv"], said["model"], said["out"], options, command, console.say, console.on_terminal())
+    inv, bars = said["inv"], console.on_terminal()
+
+    def once(options: EmbedOptions) -> dict[str, Any]:
+        return verb.embed(inv, said["model"], said["out"], options, command, console.say, bars)
+
+    result = verb.embed_waves(inv, options, once, console.say) if options.waves else once(options)
     if "totals" not in result:
         console.show(result, as_json, words.submitted)
         return

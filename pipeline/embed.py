@@ -89,20 +89,18 @@ def embed(
 
 
 def embed_waves(
-    inv_path: str,
-    model_path: str,
-    out: str,
-    options: EmbedOptions,
-    command: str,
-    say: Callable[[str], None],
-    bars: bool,
+    inv_path: str, options: EmbedOptions, once: Callable[[EmbedOptions], dict[str, Any]], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Runs the main job wave by wave, each a run of its own; a wave that fails in parts does not hold up the next one.
 
-    Args, raises: as `embed`.
+    Args:
+      once: `embed` with all its arguments but the options.
 
     Returns:
       The summary over all waves, and that of each in `waves`.
+
+    Raises:
+      BadInput: as `embed`; nobody is to wait.
     """
     if not options.wait:
         raise BadInput("--waves with --no-wait: waves run one after another; submit each alone with --waves NAME")
@@ -112,7 +110,7 @@ def embed_waves(
     for n, wave in enumerate(waves, 1):
         say(f"wave {n} of {len(waves)}: {wave.name}, {len(wave.tiles)} tiles")
         alone = dataclasses.replace(options, tiles=wave.tiles, waves="")
-        summary = embed(inv_path, model_path, out, alone, command, say, bars)
+        summary = once(alone)
         if "totals" not in summary:  # the operator has left the job to itself
             return summary
         found.append(summary | {"wave": wave.name})

@@ -90,33 +90,13 @@ def barlow_with_mix(
     barlow_rule: BarlowRule = BARLOW["standard"],
     split: bool = False,
 ) -> MixedTerms:
-    """`barlow` and `mix` together, with one standardisation of each view for both.
-
-    Raises:
-      BadInput: as `mix`.
-    """
-    s1, s2, mixed = _standardised(z1, z2, z_mixed, barlow_rule)
-    on, off, total = terms_of(s1, s2, barlow_rule, split)
-    regulariser = _regulariser(s1, s2, mixed, mixing, rule, barlow_rule, split)
-    return MixedTerms(on, off, regulariser, total + regulariser)
-
-
-def mix(
-    z1: Tensor,
-    z2: Tensor,
-    z_mixed: Tensor,
-    mixing: Mixing,
-    rule: MixRule = MIX["readme"],
-    barlow_rule: BarlowRule = BARLOW["standard"],
-    split: bool = False,
-) -> Tensor:
-    """The regulariser, weighted: what is added to `BarlowTerms.total`. A scalar, the same on every rank.
+    """Barlow Twins and the regulariser together, with one standardisation of each view for both.
 
     With r = z_m - (a z1 + (1 - a) z2[s]), all standardised, C(z_m, z) less its target is r' z / N: two products in
     place of the six of the formula.
 
     Args:
-      z1, z2: (n, D) projections of the two views of this rank's rows, the ones that the Barlow Twins loss has.
+      z1, z2: (n, D) projections of the two views of this rank's rows.
       z_mixed: (n, D) those of the mixed inputs.
       mixing: how these were mixed, for all ranks.
       barlow_rule: how columns are standardised, and the weight that this rule's is a multiple of.
@@ -126,7 +106,9 @@ def mix(
       BadInput: shapes that differ, or a mixing of another number of rows than all ranks have.
     """
     s1, s2, mixed = _standardised(z1, z2, z_mixed, barlow_rule)
-    return _regulariser(s1, s2, mixed, mixing, rule, barlow_rule, split)
+    on, off, total = terms_of(s1, s2, barlow_rule, split)
+    regulariser = _regulariser(s1, s2, mixed, mixing, rule, barlow_rule, split)
+    return MixedTerms(on, off, regulariser, total + regulariser)
 
 
 def _standardised(z1: Tensor, z2: Tensor, z_mixed: Tensor, rule: BarlowRule) -> tuple[Tensor, Tensor, Tensor]:

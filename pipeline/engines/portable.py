@@ -90,6 +90,11 @@ class Environment(Engine):
             raise BadInput(f"engine {self.name}: command = {program!r}: there is no such program on this machine")
         return program
 
+    def job_flags(self, endpoint: str, job: Job) -> list[str]:
+        """Beam's options for a job that is handed to a job service."""
+        address = ["--runner=PortableRunner", f"--job_endpoint={endpoint}", f"--job_name={job.name}"]
+        return [*address, *self.environment_flags()]
+
     def environment_flags(self) -> list[str]:
         """Which environment the job names, as Beam's options have it."""
         flags = [*NOTHING_STAGED, f"--environment_type={self.environment.upper()}"]
@@ -129,12 +134,7 @@ class Portable(Environment):
         return self.environment in ("external", "docker")
 
     def flags(self, job: Job) -> list[str]:
-        return [
-            "--runner=PortableRunner",
-            f"--job_endpoint={self.endpoint}",
-            f"--job_name={job.name}",
-            *self.environment_flags(),
-        ]
+        return self.job_flags(self.endpoint, job)
 
     def starts(self) -> str:
         return f"a job at {self.endpoint}, workers: {self.environment} {self.worker_pool or self.image}".rstrip()

@@ -49,12 +49,7 @@ class Prism(Environment):
         super().check(job)
 
     def flags(self, job: Job, port: int = 0) -> list[str]:
-        return [
-            "--runner=PortableRunner",
-            f"--job_endpoint=localhost:{port or '(a free port)'}",
-            f"--job_name={job.name}",
-            *self.environment_flags(),
-        ]
+        return self.job_flags(f"localhost:{port or '(a free port)'}", job)
 
     def starts(self) -> str:
         return f"{self.program()}, and one worker: {self.environment} {self.worker_pool}".rstrip()

@@ -10,11 +10,16 @@ from model.encoders import Backbone
 from model.errors import BadInput
 from model.losses.barlow import barlow
 from model.losses.correlation import columns_of, deviation
-from model.losses.mix import Mixing, barlow_with_mix, draw_mixing, mix, mix_tokens
+from model.losses.mix import Mixing, barlow_with_mix, draw_mixing, mix_tokens
 from model.losses.rankme import rankme
 from model.losses.reduce import standardise
 from model.losses.variants import BARLOW, MIX, barlow_rule, mix_rule
 from model.weights import EncoderSizes
+
+
+def mix(*given, **options):
+    """The regulariser alone."""
+    return barlow_with_mix(*given, **options).mix
 
 
 def batches(rows, columns, seed=1, number=3, dtype=torch.float64):
