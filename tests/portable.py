@@ -27,23 +27,41 @@ def worker_program() -> Path:
 @contextlib.contextmanager
 def worker_pool(log: Path) -> Iterator[str]:
     """A worker pool; gives its address."""
+    port = _free_port()
+    with _serving([str(worker_program()), "--pool", str(port)], port, log):
+        yield f"localhost:{port}"
+
+
+@contextlib.contextmanager
+def job_service(prism: str, log: Path) -> Iterator[str]:
+    """Prism as a service that outlives the programs that hand it jobs; gives its address."""
+    port = _free_port()
+    with _serving([prism, "--job_port", str(port), "--serve_http=false", "--log_kind", "text"], port, log):
+        yield f"localhost:{port}"
+
+
+def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], port: int, log: Path) -> Iterator[None]:
     with log.open("ab") as out:
-        pool = subprocess.Popen([worker_program(), "--pool", str(port)], stdout=out, stderr=out)
+        program = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        _until_it_listens(port, pool)
-        yield f"localhost:{port}"
+        _until_it_listens(port, program)
+        yield
     finally:
-        pool.terminate()
-        pool.wait()
+        program.terminate()
+        program.wait()
 
 
-def _until_it_listens(port: int, pool: "subprocess.Popen[bytes]") -> None:
+def _until_it_listens(port: int, program: "subprocess.Popen[bytes]") -> None:
     end = time.monotonic() + 60
-    while pool.poll() is None and time.monotonic() < end:
+    while program.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
             return
         time.sleep(0.05)
-    raise AssertionError(f"the worker pool does not listen; it ended with {pool.returncode}")
+    raise AssertionError(f"{program.args[0]} does not listen; it ended with {program.returncode}")

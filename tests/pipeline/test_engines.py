@@ -1,6 +1,7 @@
 """Engines: Beam's options of each, what each refuses before anything starts, and job files."""
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from pipeline.engines.beam_options import check_beam_args, known_options
 from pipeline.engines.dataflow import memory_gb
 from pipeline.engines.images import check_image, tag_for
 from pipeline.job_config import read_job, settings_of
-from pipeline.waiting import waited
+from pipeline.waiting import ask, waited
+from transforms.plans import Plan
+from transforms.storage import open_store
 
 JOB = Job("20240101T000000-abc123", "gs://bucket/out", "cuda", int(5e9))
 CPU = dataclasses.replace(JOB, device="cpu")
@@ -260,6 +263,32 @@ def test_ctrl_c_leaves_a_job_elsewhere_running_and_stops_one_that_is_here():
     assert not job.cancelled
     with pytest.raises(KeyboardInterrupt):
         waited(_Job(ends=False), _Hasty(endpoint="h:1", start_minutes=0.01), interrupt, lambda: False)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stdin", "waits_on"),
+    [
+        (_Terminal("d\n"), True),
+        (_Terminal("l\n"), False),
+        (_Terminal(""), False),
+        (io.StringIO("d\n"), False),
+        (None, False),
+    ],
+)
+def test_who_stops_the_program_may_drain_the_job_or_leave_it_alone(tmp_path, monkeypatch, stdin, waits_on):
+    """Without a terminal nobody is there to answer: the job is left as it is."""
+    plain = {str: "", int: 0, bool: False}
+    plan = Plan(**{f.name: plain[f.type] for f in dataclasses.fields(Plan)} | {"run": "r", "out": str(tmp_path)})
+    store, said = open_store(str(tmp_path)), []
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert ask(store, plan, Portable(endpoint="h:1"), said.append) is waits_on
+    assert store.names("_runs/r") == (["_runs/r/stop.txt"] if waits_on else [])
+    assert ("draining" if waits_on else f"tessera-beam drain {tmp_path}") in said[-1]
 
 
 def test_a_job_file_says_what_options_say(tmp_path):

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from conftest import contents
-from portable import prism_program, worker_pool, worker_program
+from portable import job_service, prism_program, worker_pool, worker_program
 
 from pipeline.cli import run
 
@@ -82,3 +83,24 @@ def test_the_counters_of_a_run_come_back_over_the_portable_api(world, tmp_path, 
     assert run([*on_prism(world, tmp_path / "out"), "--json"]) == 0
     totals = json.loads(capfd.readouterr().out)["totals"]
     assert totals["blocks_done"] == 4 and totals["tiles_published"] == 1 and totals["pixels"] > 0
+
+
+def test_a_job_that_nobody_waits_for_leaves_its_own_record(world, tmp_path, undisturbed):
+    """The program ends when the job is handed over; what it would have written at the end, the job does."""
+    out, tick = tmp_path / "out", threading.Event()
+    with worker_pool(tmp_path / "pool.log") as pool, job_service(PRISM, tmp_path / "prism.log") as service:
+        settings = [f"endpoint={service}", "environment=external", f"worker-pool={pool}"]
+        command = embed(world, out, "--runner", "portable", *(w for s in settings for w in ("--set", s)))
+        said = subprocess.run(
+            [*PROGRAM, *command, "--device", "cpu", "--no-wait", "--json"], capture_output=True, text=True
+        )
+        assert said.returncode == 0, said.stderr
+        job = json.loads(said.stdout)
+        end = out / "_runs" / job["run"] / "run.json"
+        deadline = time.monotonic() + 300
+        while not end.exists() and time.monotonic() < deadline:
+            tick.wait(0.1)
+    assert job["runner"] == "portable" and job["job"]
+    record = json.loads(end.read_text())
+    assert record["totals"]["tiles_published"] == 1 and record["totals"]["blocks_done"] == 4
+    assert contents(out) == undisturbed
