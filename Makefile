@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,dataflow,s3,xarray,dev))
 
-.PHONY: planet lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow lint types format real gate gate-full bench full-tile torture demo-model lock clean
+.PHONY: planet lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow test-long lint types format real gate gate-full bench full-tile torture demo-model lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -46,7 +46,10 @@ test: $(DEV)/.ready
 	$(ONE_THREAD) $(DEV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(DEV)/.ready
-	$(ONE_THREAD) $(DEV)/bin/python -m pytest -n auto --dist loadfile -m slow
+	$(ONE_THREAD) $(DEV)/bin/python -m pytest -n auto --dist loadfile -m 'slow and not long'
+
+test-long: $(DEV)/.ready
+	$(ONE_THREAD) $(DEV)/bin/python -m pytest -m long
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .

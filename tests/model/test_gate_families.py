@@ -174,6 +174,7 @@ def test_files_of_the_published_layouts_pass_the_gate_against_their_checkpoints(
     assert [check for check in report.checks if not check.ok] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("family", family_in_turn())
 def test_the_long_matrix_passes_for_every_form_of_one_family_in_turn(tmp_path, family):

@@ -74,9 +74,10 @@ def test_poisoned_blocks_end_as_failed_receipts_and_the_rest_is_published(ground
 
 
 @pytest.mark.slow
-def test_ten_rounds_of_everything(tmp_path):
-    rows = torture(tmp_path / "all", SEED, 10, 20)
-    assert ok(rows), as_text(rows, "ten rounds")
+@pytest.mark.parametrize("rounds", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_rounds_of_everything(tmp_path, rounds):
+    rows = torture(tmp_path / "all", SEED, rounds, 2 * rounds)
+    assert ok(rows), as_text(rows, f"{rounds} rounds")
 
 
 def test_one_fault_of_any_kind_is_a_table_that_is_not_ok():

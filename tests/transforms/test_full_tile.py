@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "bench/full_tile.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow  # `make full-tile` does it with overviews too, which takes minutes
 def test_a_full_tile_is_published_in_500_mb_and_a_window_read_in_four_requests(tmp_path):
     argv = [sys.executable, str(SCRIPT), "--json", "--check", "--folder-alone", "--folder", str(tmp_path)]

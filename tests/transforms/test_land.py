@@ -113,6 +113,7 @@ def test_dilation_joins_east_and_west_but_not_the_poles():
     np.testing.assert_array_equal(land_table.dilated(mask), want)
 
 
+@pytest.mark.long
 @pytest.mark.slow  # the mask and its dilation take 3 GB
 def test_the_packaged_table_is_what_its_maker_gives():
     globe = pytest.importorskip("global_land_mask", reason="the land mask is in the dev extra").globe

@@ -277,8 +277,8 @@ def test_a_small_block_takes_what_its_budget_says(small_files):
         (1024, 4, "other", "served", 1024),
         (1024, 16, "same", "local", 1024),
         (1024, 16, "other", "served", 256),
-        (2048, 4, "same", "local", 2048),
-        (2048, 16, "other", "served", 2048),
+        pytest.param(2048, 4, "same", "local", 2048, marks=pytest.mark.long),
+        pytest.param(2048, 16, "other", "served", 2048, marks=pytest.mark.long),
     ],
 )
 def test_a_block_takes_what_its_budget_says(large_files, block_px, readers, radar, where, strip_px):
