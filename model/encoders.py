@@ -148,11 +148,18 @@ class Backbone(nn.Module):
         self.register_buffer("day_table", day_table(sizes.width), persistent=False)
         self.day_table: Tensor
 
-    def forward(self, x: Tensor, doy: Tensor) -> Tensor:  # (N, T, channels) standardised, (N, T) long
-        x = self.embedding(x) + self.day_table[doy]  # (N, T, d)
+    def tokens(self, x: Tensor, doy: Tensor) -> Tensor:
+        """Standardised (N, T, channels) and days as long (N, T): each row under its day, (N, T, d)."""
+        return self.embedding(x) + self.day_table[doy]  # type: ignore[no-any-return]
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(N, T, d) through the layers and over time: (N, d)."""
         for layer in self.transformer_encoder:
-            x = layer(x)
-        return self.attn_pool(x)  # type: ignore[no-any-return]  # (N, d)
+            tokens = layer(tokens)
+        return self.attn_pool(tokens)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, doy: Tensor) -> Tensor:  # (N, T, channels) standardised, (N, T) long
+        return self.pooled(self.tokens(x, doy))  # (N, d)
 
 
 class Encoder(nn.Module):
@@ -192,14 +199,40 @@ class Encoder(nn.Module):
 
     def embed(self, x2: Tensor, doy2: Tensor, x1: Tensor, doy1: Tensor) -> Tensor:
         """Standardised float32 (N, T2, 10) and (N, T1, 2), days as long (N, T): float32 (N, native_dims)."""
-        both = torch.cat([self.s2_backbone(x2, doy2), self.s1_backbone(x1, doy1)], -1)  # (N, 2d)
-        z: Tensor = self.dim_reducer(both)  # (N, native_dims)
+        return self.reduced(torch.cat([self.s2_backbone(x2, doy2), self.s1_backbone(x1, doy1)], -1))
+
+    def reduced(self, both: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Both pooled series side by side, (N, 2d), to the embedding, (N, native_dims).
+
+        Args:
+          keep: (N, hidden) factors in place of the reducer's own dropout: 0 for what is dropped. A training that draws
+            them by key has the same ones on any number of ranks, and again when it computes a batch twice.
+        """
+        z = both
+        for part in self.dim_reducer:
+            z = part(z) if keep is None or not isinstance(part, nn.Dropout) else z * keep
         return F.layer_norm(z, z.shape[-1:], eps=LAYER_NORM_EPSILON) if self.sizes.output_norm else z
 
+    def embed_tokens(self, tokens2: Tensor, tokens1: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens of both sensors, (N, T2, d) and (N, T1, d), to the embedding; `keep` as in `reduced`."""
+        return self.reduced(torch.cat([self.s2_backbone.pooled(tokens2), self.s1_backbone.pooled(tokens1)], -1), keep)
+
+    def raw_tokens(
+        self, s2: Tensor, s2_doy: Tensor, s1: Tensor, s1_orbit: Tensor, s1_doy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The contract's raw inputs as tokens in front of the first layer: (N, T2, d), (N, T1, d).
+
+        Here two views may be mixed: every token has its whole day by now, and no layer has seen another one.
+        """
+        s2_doy, s1_doy, orbit = s2_doy.long(), s1_doy.long(), s1_orbit.long()
+        x2 = self.standardise(s2, s2_doy, self.s2_mean, self.s2_std)
+        x1 = self.standardise(s1, s1_doy, self.s1_mean[orbit], self.s1_std[orbit])
+        return self.s2_backbone.tokens(x2, s2_doy), self.s1_backbone.tokens(x1, s1_doy)
+
     def standardise(self, raw: Tensor, doy: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Raw numbers (N, T, channels) to float32; rows of day 0 to zeros."""
-        x = (raw.float() - mean) / (std + self.profile.std_epsilon)
-        return torch.where((doy > 0)[..., None], x, torch.zeros(()))
+        """Raw numbers (N, T, channels) to the type of `mean`, float32 or float64; rows of day 0 to zeros."""
+        x = (raw.to(mean.dtype) - mean) / (std + self.profile.std_epsilon)
+        return torch.where((doy > 0)[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def forward(
         self, s2: Tensor, s2_doy: Tensor, s1: Tensor, s1_orbit: Tensor, s1_doy: Tensor
@@ -209,10 +242,8 @@ class Encoder(nn.Module):
         Returns:
           codes int8 (N, dims), scale float32 (N,), embedding float32 (N, dims).
         """
-        s2_doy, s1_doy, orbit = s2_doy.long(), s1_doy.long(), s1_orbit.long()
-        x2 = self.standardise(s2, s2_doy, self.s2_mean, self.s2_std)
-        x1 = self.standardise(s1, s1_doy, self.s1_mean[orbit], self.s1_std[orbit])
-        z = self.embed(x2, s2_doy, x1, s1_doy)[:, : self.profile.dims]  # (N, dims); cut before the scale is made
+        z = self.embed_tokens(*self.raw_tokens(s2, s2_doy, s1, s1_orbit, s1_doy))
+        z = z[:, : self.profile.dims]  # (N, dims); cut before the scale is made
         largest, floor = z.abs().amax(-1), self.profile.scale_floor  # (N,)
         if self.profile.scale_floor_of == "scale":
             scale = (largest / self.profile.code_max).clamp(min=floor)

@@ -121,7 +121,14 @@ def share_of(batch: int, rank: int, world: int) -> slice:
 
 
 def batches(
-    count: int, seed: int, epoch: int, batch: int, rank: int = 0, world: int = 1, start: int = 0
+    count: int,
+    seed: int,
+    epoch: int,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    stored: bool = False,
 ) -> Iterator[NDArray[np.int64]]:
     """The records of this rank, batch after batch, from a position of the epoch on.
 
@@ -133,6 +140,7 @@ def batches(
       count: records altogether.
       batch: records of all ranks together.
       start: records that all ranks together have seen of this epoch.
+      stored: whether they come in the order of their numbers, in place of the epoch's own.
 
     Yields:
       int64 (the rank's part of `batch`,), numbers of records.
@@ -147,6 +155,7 @@ def batches(
 
     def run() -> Iterator[NDArray[np.int64]]:
         for first in range(start, count - batch + 1, batch):
-            yield order[np.arange(first + part.start, first + part.stop)]
+            positions = np.arange(first + part.start, first + part.stop)
+            yield positions if stored else order[positions]
 
     return run()

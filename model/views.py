@@ -76,6 +76,20 @@ def keys_of(index: npt.ArrayLike, *parts: int | str) -> NDArray[np.uint64]:
     return hashed(np.full(1, key_of(*parts)), np.atleast_1d(np.asarray(index)).astype(np.uint64))
 
 
+def spread(valid: NDArray[np.bool_], length: int) -> NDArray[np.int64]:
+    """`length` valid time steps of every pixel, evenly spread over them: the same in every view and epoch.
+
+    What `draw` is held against: args, shape and order are its own, and so are steps taken twice where there are fewer.
+    """
+    n = valid.sum(1)
+    rows = np.full((len(valid), length), ABSENT, np.int64)
+    some = np.flatnonzero(n)
+    ranks = (2 * np.arange(length) + 1) * n[some, None] // (2 * length)  # the middle of each of `length` equal parts
+    there = np.argsort(~valid[some], axis=1, kind="stable")
+    rows[some] = np.take_along_axis(there, ranks, 1)
+    return rows
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewRule:
     """How views are drawn.
@@ -86,6 +100,7 @@ class ViewRule:
         for a whole batch, for rows are never padded, and for both views, for their tokens are mixed row by row.
       drop_s2, drop_s1: in how many of the views, as a share, a sensor is left out altogether. Never both: a view that
         would lose its optical rows keeps them where the pixel has no radar.
+      random: whether rows are drawn; False: both views see the same ones, evenly spread over the valid ones.
     """
 
     s2_length: int = LENGTH
@@ -93,6 +108,7 @@ class ViewRule:
     shortest: int | None = None
     drop_s2: float = 0.0
     drop_s1: float = 0.0
+    random: bool = True
 
     def __post_init__(self) -> None:
         if min(self.s2_length, self.s1_length) < 1:
@@ -153,6 +169,8 @@ def two_views(
     for view in (0, 1):
         rows = {
             sensor: draw(valid, lengths[sensor], keys_of(index, "view", seed, epoch, view, sensor))
+            if rule.random
+            else spread(valid, lengths[sensor])
             for sensor, valid in (("s2", s2_valid), ("s1", s1_valid))
         }
         # 53 bits are a float64's; one number decides for both sensors, so that never both are left out.

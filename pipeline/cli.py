@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model.errors import BadInput
-from pipeline import cli_embed, cli_model, console, words
+from pipeline import cli_embed, cli_model, cli_train, console, words
 from pipeline.cli_options import Bbox, Block, Device, Inv, Json, Memory, Model, Out, RegionFile, Tiles, region_of
 from pipeline.exits import ended, leave_with, stop_politely
 from transforms.periods import period_of
@@ -26,6 +26,7 @@ app = typer.Typer(
 inventory_app = typer.Typer(help="The frozen list of scenes of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(inventory_app, name="inventory")
 app.add_typer(cli_model.app, name="model")
+app.add_typer(cli_train.app, name="train")
 
 
 def _version(asked: bool) -> None:
@@ -291,3 +292,7 @@ def main() -> None:
     """The console script."""
     stop_politely()
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":  # torchrun starts a module
+    main()

@@ -32,9 +32,18 @@ MODULE_LINES = 400
 PICTURE_BYTES = 300_000  # a README is read over slow lines too
 
 ENGINES = ("beam_options", "flink", "look", "template", "worker")
-BEAM = {"transforms/steps.py", "pipeline/graph.py", "pipeline/embed.py", *(f"pipeline/engines/{e}.py" for e in ENGINES)}
+SHUFFLE = ("transforms/shuffle.py", "pipeline/shard_graph.py", "pipeline/shards.py")
+MAIN_JOB = ("transforms/steps.py", "pipeline/graph.py", "pipeline/embed.py")
+BEAM = {*MAIN_JOB, *SHUFFLE, *(f"pipeline/engines/{e}.py" for e in ENGINES)}
 LOSSES = ("barlow", "correlation", "mix", "rankme", "reduce")
-TRAINED = ("checkpoints", "encoders", "export", "heads", "qat", *(f"losses/{name}" for name in LOSSES))
+TRAINING = ("branches", "checkpoint", "device", "distil", "dropout", "loop", "progress", "run")
+PROBING = ("presto", "segmentation")
+TRAINED = (
+    *("checkpoints", "encoders", "export", "heads", "qat"),
+    *(f"losses/{name}" for name in LOSSES),
+    *(f"training/{name}" for name in TRAINING),
+    *(f"probing/{name}" for name in PROBING),
+)
 TORCH = {f"model/{name}.py" for name in TRAINED}
 
 

@@ -7,12 +7,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-# splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; the constants are those
-# of Vigna's public-domain splitmix64.c. Its k-th number is one mix of seed + (k + 1) * STEP: no state is kept, so any
-# number of any pixel can be had without those before it.
-STEP = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, odd
-_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+from model.order import hashed as _stream
 
 RANK_BITS = 16  # of a hash give way to the rank that it belongs to; 48 are left to decide by
 
@@ -88,13 +83,3 @@ def _with_replacement(n: NDArray[np.int64], length: int, seeds: NDArray[np.uint6
     numbers *= n[:, None].astype(np.uint64)
     numbers >>= np.uint64(32)
     return numbers
-
-
-def _stream(seeds: NDArray[np.uint64], k: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The k-th numbers of splitmix64 from `seeds`, in the shape of both together."""
-    z = seeds + (k + np.uint64(1)) * STEP
-    for factor, shift in zip(_FACTORS, _SHIFTS, strict=False):
-        z ^= z >> shift
-        z *= factor
-    z ^= z >> _SHIFTS[-1]
-    return z

@@ -135,6 +135,13 @@ def test_going_on_in_the_middle_on_other_ranks_is_as_if_nothing_had_happened(num
     assert all((a == b).all() for a, b in zip(steps, uninterrupted, strict=True))
 
 
+def test_stored_records_come_in_the_order_of_their_numbers_in_every_epoch_and_on_any_ranks():
+    for epoch in (0, 3):
+        parts = [list(batches(23, 5, epoch, 5, r, 2, 5, stored=True)) for r in range(2)]
+        whole = np.concatenate([np.concatenate(pair) for pair in zip(*parts, strict=True)])
+        assert whole.tolist() == list(range(5, 20))
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {tuple(epoch_order(50, s, e)[np.arange(50)].tolist()) for s in range(5) for e in range(5)}
     assert len(orders) == 25

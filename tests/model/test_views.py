@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model.errors import BadInput
-from model.views import ABSENT, V2_VIEWS, ViewRule, draw, keys_of, take, two_views
+from model.views import ABSENT, V2_VIEWS, ViewRule, draw, keys_of, spread, take, two_views
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(0, 6), st.integers(0, 30)))
 
@@ -33,6 +35,22 @@ def test_a_pixel_is_drawn_alike_alone_and_among_others(valid, length, data):
     assert (draw(valid[order], length, keys[order]) == together[order]).all()
     for i in range(len(valid)):
         assert (draw(valid[i : i + 1], length, keys[i : i + 1]) == together[i]).all()
+
+
+@given(masks, st.integers(1, 20))
+def test_spread_rows_are_valid_even_and_alike_in_both_views(valid, length):
+    rows = spread(valid, length)
+    assert rows.shape == (len(valid), length)
+    for mask, chosen in zip(valid, rows, strict=True):
+        there = np.flatnonzero(mask)
+        slow = [
+            there[int(Fraction(2 * i + 1, 2) * len(there) / length)] if len(there) else ABSENT for i in range(length)
+        ]
+        assert chosen.tolist() == slow
+    index = np.arange(len(valid))
+    views = two_views(valid, valid, index, ViewRule(length, length, random=False), 1, 2, 3)
+    for view in views:
+        assert (view.s2 == rows).all() and (view.s1 == rows).all()
 
 
 def test_the_global_generator_has_no_part_in_it():
