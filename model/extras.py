@@ -8,6 +8,8 @@ from model.errors import BadInput
 
 INSTALL = {
     "torch": "pip install 'tessera-beam[train]'",
+    "sklearn": "pip install 'tessera-beam[train]'",
+    "matplotlib": "pip install 'tessera-beam[train]'",
     "onnxruntime": "pip install 'tessera-beam[cpu]' (or [gpu], never both)",
 }
 
