@@ -18,7 +18,7 @@ $(RUN)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(call make_env,$(DEV),$(strip cpu,train,gcp,dataflow,s3,xarray,dev))
 
-.PHONY: planet lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow test-long lint types format real gate gate-full bench full-tile torture demo-model lock clean
+.PHONY: planet lock-image image image-smoke env fake-gcs-server prism-program prism demo test test-slow test-long lint types format real gate gate-full bench full-tile torture demo-model real-train ablate lock clean
 env: $(DEV)/.ready
 
 demo: $(RUN)/.ready
@@ -79,6 +79,7 @@ bench: $(DEV)/.ready
 	$(DEV)/bin/python bench/reading.py
 	$(DEV)/bin/python bench/enumeration.py
 	$(DEV)/bin/python bench/writing.py
+	$(DEV)/bin/python bench/loader.py
 
 # A whole tile of 10,980 px, published from fragments and read over HTTP; some minutes each.
 full-tile: $(DEV)/.ready fake-gcs-server
@@ -106,8 +107,17 @@ planet: $(DEV)/.ready
 	mkdir -p build
 	$(DEV)/bin/python -m tests.planet.run --tiles $(TILES) --inventory build/planet-$(TILES).parquet
 
+# Trains the shipped model in place, in minutes; it stays as it is where the new one is not proven or no better.
 demo-model: $(DEV)/.ready
-	$(DEV)/bin/python -m pipeline.demo.untrained
+	$(DEV)/bin/python -m pipeline.demo.train_model
+
+# Pre-trains on each of the real sets from scratch, exports, gates and probes: some ten minutes a set on two cores.
+real-train: $(DEV)/.ready
+	$(DEV)/bin/python -m pipeline.real.pretrain ../shared/real-data real-out/train
+
+# One thing changed at a time, three seeds each; hours on two cores.
+ablate: $(DEV)/.ready
+	$(DEV)/bin/python -m pipeline.demo.ablate
 
 lock: $(DEV)/.ready
 	$(DEV)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra cpu --extra train --extra gcp --extra dataflow \

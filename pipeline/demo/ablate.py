@@ -23,7 +23,6 @@ from model.extras import need
 from model.probing.scores import METRICS, Interval, t_975
 from model.probing.splits import Budget
 from model.probing.table import number
-from model.records import regrouped
 from model.shards import ShardSet, open_shards, write_set
 from pipeline import console
 
@@ -148,8 +147,8 @@ def stored_by_tile(shards: ShardSet, folder: Path) -> Path:
         order = np.lexsort((everything.col_px, everything.row_px, everything.tile))
         made = shards.manifest
         write_set(
-            folder, regrouped([shards.records(order)], made.shard_records), profile_name=made.profile,
-            period=made.period, origin={"ablation": "by tile"}, sources=made.sources,
+            folder, [shards.records(order)], profile_name=made.profile, period=made.period,
+            origin={"ablation": "by tile"}, shard_records=made.shard_records, sources=made.sources,
         )  # fmt: skip
     return folder
 
@@ -286,9 +285,11 @@ def text(result: dict[str, Any]) -> str:
     shares = ", ".join(f"{100 * s:g}" for s in result["shares"])
     seeds = "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
     about = [
-        f"{result['steps']:,} steps of {seeds}, {result['splits']} splits of {result['labels']:,} labels, one linear layer "
-        f"at {shares} % of the training side's, ± 95 %"
+        f"{result['steps']:,} steps of {seeds}, {result['splits']} splits of {result['labels']:,} labels, one linear "
+        f"layer at {shares} % of the training side's, ± 95 %"
     ]
+    if result["changes"]:
+        about.append(f"with {', '.join(result['changes'])}")
     if result["seeds"] == 1:
         about.append("one seed: the intervals say nothing about other trainings")
     words = [f"{row['variant']}: {row['what']}" for row in result["rows"]]
@@ -319,6 +320,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, help=f"of every training; {STEPS} by default")
     parser.add_argument("--only", default="", help=f"beside the base, of {', '.join(v.name for v in VARIANTS[1:])}")
     parser.add_argument("--work", type=Path, help="folder to keep planet, shards and trainings in; goes on from it")
+    parser.add_argument("--set", action="append", default=[], help="TABLE.NAME=VALUE in every training's config")
     parser.add_argument("--quick", action="store_true", help="two variants, one seed, some steps: shows the program")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     said = parser.parse_args(argv)
@@ -326,7 +328,7 @@ def main(argv: Sequence[str]) -> int:
     def program(**_: Any) -> None:
         names = [name.strip() for name in said.only.split(",") if name.strip()] or (QUICK if said.quick else ())
         seeds, steps = (QUICK_SEEDS, QUICK_STEPS) if said.quick else (SEEDS, STEPS)
-        more = (f"data.batch={QUICK_BATCH}",) if said.quick else ()
+        more = ((f"data.batch={QUICK_BATCH}",) if said.quick else ()) + tuple(said.set)
         seeds, steps = (d if s is None else s for s, d in ((said.seeds, seeds), (said.steps, steps)))
         plan = Plan(chosen(names), seeds, steps, more)
         console.show(ablate(plan, said.work), said.json, text)

@@ -71,16 +71,13 @@ def test_a_difference_is_told_only_where_its_interval_leaves_zero():
 def test_by_tile_the_records_are_the_same_and_stand_as_they_were_sampled(tmp_path):
     n, random = 40, np.random.RandomState(2)
     places = random.permutation(n)
-    columns = dict(
-        tile=np.where(places % 2, b"33TUL", b"32TQR").astype("S5"), row_px=(places // 10).astype(np.int32),
-        col_px=places.astype(np.int32), lon=np.zeros(n), lat=np.zeros(n), land=np.ones(n, np.float32),
-        s2_offsets=np.arange(n + 1), s1_offsets=np.zeros(n + 1, np.int64), s2=np.tile(places[:, None], 10).astype("<u2"),
-        s2_valid=np.ones(n, bool), s2_doy=np.ones(n, np.int16), s1=np.zeros((0, 2), np.int16), s1_valid=np.zeros(0, bool),
-        s1_orbit=np.zeros(0, np.uint8), s1_doy=np.zeros(0, np.int16),
+    records = Records(
+        np.where(places % 2, b"33TUL", b"32TQR").astype("S5"), (places // 10).astype(np.int32), places.astype(np.int32),
+        np.zeros(n), np.zeros(n), np.ones(n, np.float32), np.arange(n + 1), np.zeros(n + 1, np.int64),
+        np.tile(places[:, None], 10).astype(np.uint16), np.ones(n, bool), np.ones(n, np.int16),
+        np.zeros((0, 2), np.int16), np.zeros(0, bool), np.zeros(0, np.uint8), np.zeros(0, np.int16),
     )  # fmt: skip
-    shards = write_set(
-        tmp_path / "a", [Records(**columns)], profile_name="v2", period="2024", origin={}, shard_records=16
-    )
+    shards = write_set(tmp_path / "a", [records], profile_name="v2", period="2024", origin={}, shard_records=16)
     sorted_ = open_shards(ablate.stored_by_tile(shards, tmp_path / "b"))
     found = sorted_.records(np.arange(n))
     keys = list(zip(found.tile.tolist(), found.row_px.tolist(), found.col_px.tolist(), strict=True))
