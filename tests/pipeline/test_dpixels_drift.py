@@ -113,6 +113,7 @@ def test_an_offset_left_in_is_said_in_receipt_pixels_status_and_page(world, clea
     assert "drift_suspected" in page
 
 
+@pytest.mark.slow
 def test_a_suspected_tile_is_published_whole_and_passes_its_own_checks(world, drifting):
     out, _ = drifting
     found = verify(str(out), 2, 0, "cpu")
@@ -122,6 +123,7 @@ def test_a_suspected_tile_is_published_whole_and_passes_its_own_checks(world, dr
     assert [bool(json.loads(b["warnings"])) for b in blocks] == [b["count_drift"] > 0 for b in blocks]
 
 
+@pytest.mark.slow
 def test_blocks_that_wait_for_their_tile_warn_too(world, drifting, tmp_path, monkeypatch):
     monkeypatch.setattr("transforms.steps.publish_if_complete", lambda *_: False)
     _, scenes = drifting

@@ -143,6 +143,7 @@ def test_blocks_of_another_size_give_the_same_bytes(sparse, done, tmp_path, monk
     assert content(tmp_path / "s") == content(first)
 
 
+@pytest.mark.slow
 def test_another_number_of_buckets_is_another_order_of_the_same_records(sparse, done, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "bits_for", lambda expected, bucket: 3)
     made(sparse, tmp_path / "s")
@@ -188,6 +189,7 @@ def test_a_folder_of_something_else_is_refused(sparse, tmp_path):
         made(sparse, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_begun_again_by_the_same_command_and_by_no_other(sparse, done, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
@@ -333,6 +335,7 @@ def test_a_bucket_holds_what_a_disk_would(sparse, done, place):
         assert made(sparse, store.url)[0] == summary | {"already": True}
 
 
+@pytest.mark.slow
 def test_an_inventory_without_radar_makes_shards_with_a_warning(sparse, tmp_path):
     optical = tmp_path / "optical.parquet"
     header = read_header(sparse.inv)

@@ -48,15 +48,18 @@ def test_after_kill_9_the_next_run_leaves_the_bytes_of_an_undisturbed_one(ground
     kills.kill_rounds(runs, ground, courses, disk, SEED, 1, row)
 
 
+@pytest.mark.slow
 def test_a_kill_amid_the_joining_of_a_tile_on_gcs_is_mended_by_the_next_run(ground, runs, courses, row):
     with gcs_double() as double:
         kills.round_of(runs, courses["replace"], ground, Bucket(double), [kills.Kill("compose", 3, "amid")], row)
 
 
+@pytest.mark.slow
 def test_two_workers_at_one_bundle_make_one_object_each_and_neither_fails(ground, runs, courses, disk, row):
     twice.one_bundle(runs, courses["embed"], ground, disk, row, "33TUL")
 
 
+@pytest.mark.slow
 def test_requests_that_fail_or_get_lost_never_change_a_byte(ground, runs, courses, row):
     with gcs_double() as double:
         storms.gcs_storm(runs, courses["embed"], ground, Bucket(double), str(SEED), row)
@@ -73,11 +76,11 @@ def test_poisoned_blocks_end_as_failed_receipts_and_the_rest_is_published(ground
     poison.antidote(runs, ground, disk, row)
 
 
+@pytest.mark.long  # `make torture` does more of them
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [3, pytest.param(10, marks=pytest.mark.long)])
-def test_rounds_of_everything(tmp_path, rounds):
-    rows = torture(tmp_path / "all", SEED, rounds, 2 * rounds)
-    assert ok(rows), as_text(rows, f"{rounds} rounds")
+def test_ten_rounds_of_everything(tmp_path):
+    rows = torture(tmp_path / "all", SEED, 10, 20)
+    assert ok(rows), as_text(rows, "ten rounds")
 
 
 def test_one_fault_of_any_kind_is_a_table_that_is_not_ok():
