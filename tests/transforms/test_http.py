@@ -11,7 +11,7 @@ import time
 
 import pytest
 from faulty_server import FAULTS, Server, Skipped, always, in_turn, no_faults, seeded, serve
-from http_fetchers import DATA, FIXTURES, HASTY, VERSION, fetcher_of
+from http_fetchers import DATA, FIXTURES, HASTY, VERSION, fetcher_of, patience_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,8 +79,9 @@ def test_a_200_is_taken_where_the_whole_file_was_asked_for(server, fetch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_tried_again_until_the_right_bytes_come(server, fetch, fault):
+def test_a_fault_is_tried_again_until_the_right_bytes_come(server, skipped, fault):
     server.plan = in_turn(fault)
+    fetch = fetcher_of(skipped, patience=patience_for(fault))
     if fault == "changed":
         with pytest.raises(FetchError) as e:
             fetch(f"{server.url}/a.tif", 100, 3100, VERSION)
@@ -117,10 +118,9 @@ def test_a_fault_is_tried_again_until_the_right_bytes_come(server, fetch, fault)
         ("changed", "changed", 206, 1),
     ],
 )
-def test_a_fault_that_stays_ends_in_a_typed_error_without_hanging(
-    server, fetch, skipped, fault, kind, status, requests
-):
+def test_a_fault_that_stays_ends_in_a_typed_error_without_hanging(server, skipped, fault, kind, status, requests):
     server.plan = always(fault)
+    fetch = fetcher_of(skipped, patience=patience_for(fault))
     with pytest.raises(FetchError) as e:
         fetch(f"{server.url}/a.tif?sig=SECRET", 100, 3100, VERSION)
     assert (e.value.kind, e.value.status) == (kind, status)
@@ -250,7 +250,7 @@ def test_a_server_that_accepts_and_says_nothing_ends_in_an_error():
         with hosts.allowed(place):
             for scheme in ("http", "https"):
                 with pytest.raises(FetchError) as e:
-                    fetcher_of(Skipped(), tries=2, failed_s=0)(f"{scheme}://{place}/a", 0, 10, None)
+                    fetcher_of(Skipped(), patience=HASTY, tries=2, failed_s=0)(f"{scheme}://{place}/a", 0, 10, None)
                 assert e.value.kind == "timeout"
 
 

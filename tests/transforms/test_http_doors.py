@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from faulty_server import Server, Skipped, in_turn, serve
-from http_fetchers import DATA, FIXTURES, VERSION, fetcher_of
+from http_fetchers import DATA, FIXTURES, VERSION, fetcher_of, patience_for
 
 from model.errors import BadInput
 from transforms import hosts, http, signing
@@ -299,7 +299,7 @@ def tls(certificate):
 @pytest.mark.parametrize("fault", [None, "stall", "slow-drip", "slow-head", "reset", "early-end", "503"])
 def test_everything_holds_over_tls(tls, certificate, skipped, monkeypatch, fault):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
-    fetch = fetcher_of(skipped)
+    fetch = fetcher_of(skipped, patience=patience_for(fault))
     for start in (0, 100, 200):
         tls.plan = in_turn(fault)
         assert fetch(f"{tls.url}/a.tif", start, start + 4000, VERSION).data == DATA[start : start + 4000]
