@@ -55,7 +55,8 @@ class Manifest:
       shard_records: of every shard but the last.
       tiles: that were sampled.
       counts: sampled, kept, and what was left out, by reason.
-      exclude: regions kept out: `name`, `sha256` of the GeoJSON, `bounds` [west, south, east, north].
+      exclude: regions kept out: `name`, `sha256` of the file, `bounds` [west, south, east, north], and, unless too
+        long, `geojson`, a MultiPolygon as text.
       failed: reads that failed: `tile`, `scene`, `band`, `reason`.
       origin: anything else about where the records come from: inventory, arguments, a data set's name and licence.
     """

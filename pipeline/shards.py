@@ -37,6 +37,7 @@ from transforms.strata import stratified
 
 NATIVE_DIMS = 128  # of the profile; the width of the output plays no part before the encoder
 TOLD = 10  # failures that are told one by one; --json has them all
+SHAPE_BYTES = 1 << 18  # of an excluded region's GeoJSON that every model's record carries: some 6,000 corners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,10 +239,7 @@ def _planned(
         bucket_bytes=options.bucket_mb << 20,
         shard_records=options.shard_records,
     )
-    kept_out = tuple(
-        {"name": Path(path).name, "sha256": _sha256(path), "bounds": list(region.shape.bounds)}
-        for path, region in exclude.items()
-    )
+    kept_out = tuple(_named(path, region) for path, region in exclude.items())
     manifest = Manifest(
         profile.name,
         profile.digest,
@@ -265,8 +263,11 @@ def _planned(
     return plan, manifest, budget.total_bytes
 
 
-def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _named(path: str, region: Region) -> dict[str, Any]:
+    """An excluded region as the manifest has it: with its shape, unless it is so long that bounds must do."""
+    sha256, shape = hashlib.sha256(Path(path).read_bytes()).hexdigest(), str(shapely.to_geojson(region.shape))
+    known = {"geojson": shape} if len(shape) <= SHAPE_BYTES else {}
+    return {"name": Path(path).name, "sha256": sha256, "bounds": list(region.shape.bounds), **known}
 
 
 def _claimed(store: Store, manifest: Manifest) -> Manifest | None:

@@ -116,8 +116,9 @@ def steps(batch: Batch) -> Floats | None:
     Every record must have equally many steps, and `MOST_MASKED` of them at most may be masked.
     """
     parts = []
-    for values, valid, _ in _sensors(batch):
-        if valid.mean() < 1 - MOST_MASKED:  # what pads a record to the length of another is masked too
+    for values, valid, doy in _sensors(batch):
+        padded = not doy.all()  # by day 0: a record has fewer steps than another, whose n-th is not its n-th
+        if padded or valid.mean() < 1 - MOST_MASKED:
             return None
         known = np.where(valid[..., None], values, np.nan)
         parts.append(known.reshape(len(batch), -1).astype(np.float32))

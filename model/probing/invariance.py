@@ -21,9 +21,24 @@ PARTS = 4  # of equal size, by number of dates and by cloudiness
 def halves(batch: Batch, seed: int) -> tuple[Batch, Batch]:
     """Every pixel's valid observations cut at random into two equal parts; of odd ones the first has one more."""
     s2, s1 = (_first_half(getattr(batch, f"{s}_valid"), keys_of(batch.index, "halves", seed, s)) for s in ("s2", "s1"))
+    # Of each half the other one's go: v1.0 sees all steps of a radar without a valid one.
     return (
-        dataclasses.replace(batch, s2_valid=s2, s1_valid=s1),
-        dataclasses.replace(batch, s2_valid=batch.s2_valid & ~s2, s1_valid=batch.s1_valid & ~s1),
+        _without(batch, batch.s2_valid & ~s2, batch.s1_valid & ~s1),
+        _without(batch, batch.s2_valid & s2, batch.s1_valid & s1),
+    )
+
+
+def _without(batch: Batch, s2: NDArray[np.bool_], s1: NDArray[np.bool_]) -> Batch:
+    """The batch as if these observations (N, T2), (N, T1) had never been made: where they stood, it is padded."""
+    return dataclasses.replace(
+        batch,
+        s2=np.where(s2[..., None], 0, batch.s2).astype(np.uint16),
+        s2_valid=batch.s2_valid & ~s2,
+        s2_doy=np.where(s2, 0, batch.s2_doy).astype(np.int16),
+        s1=np.where(s1[..., None], 0, batch.s1).astype(np.int16),
+        s1_valid=batch.s1_valid & ~s1,
+        s1_orbit=np.where(s1, 0, batch.s1_orbit).astype(np.uint8),
+        s1_doy=np.where(s1, 0, batch.s1_doy).astype(np.int16),
     )
 
 
@@ -37,7 +52,7 @@ def _first_half(valid: NDArray[np.bool_], keys: NDArray[np.uint64]) -> NDArray[n
 
 def without_radar(batch: Batch) -> Batch:
     """The same pixels as if no radar pass had been seen."""
-    return dataclasses.replace(batch, s1_valid=np.zeros_like(batch.s1_valid))
+    return _without(batch, np.zeros_like(batch.s2_valid), np.ones_like(batch.s1_valid))
 
 
 def cosine(a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -83,8 +98,9 @@ def measure(batch: Batch, encode: Encode, seed: int = 0) -> dict[str, Any]:
 
     Returns:
       `halves`: `alike` of disjoint halves; `by_dates`, `by_clouds`: the same in parts of equal size, by valid optical
-      dates and by the share of optical dates that are masked, with the range of each part; `radar_removed`: all
-      observations against the optical ones alone, None where there is no radar.
+      dates and by the share of optical dates that are masked, with the range of each part; nothing by clouds where no
+      record has a masked date, for `train shards` keeps none; `radar_removed`: all observations against the optical
+      ones alone, None where there is no radar.
     """
     whole = encode(batch)
     a, b = (encode(half) for half in halves(batch, seed))
@@ -95,7 +111,7 @@ def measure(batch: Batch, encode: Encode, seed: int = 0) -> dict[str, Any]:
     return {
         "halves": alike(a, b),
         "by_dates": _in_parts(a, b, dates.astype(np.float64)),
-        "by_clouds": _in_parts(a, b, clouds),
+        "by_clouds": _in_parts(a, b, clouds) if clouds.any() else [],
         "radar_removed": alike(whole[radar], encode(without_radar(batch))[radar]) if radar.any() else None,
     }
 

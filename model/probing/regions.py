@@ -1,5 +1,6 @@
 """Regions: whether what a model is tested on lies where it was trained."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 Box = tuple[float, float, float, float]  # west, south, east, north; degrees
 
 NOT_SAID = "its record does not say what it was trained on"
+AT_ONCE = 1 << 22  # crossings of lines and points that are looked at together
 
 
 def within(bounds: object, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -18,6 +20,20 @@ def within(bounds: object, lon: NDArray[np.float64], lat: NDArray[np.float64]) -
         west, south, east, north = (float(v) for v in box)
         across = (lon >= west) | (lon <= east) if west > east else (lon >= west) & (lon <= east)
         inside |= across & (lat >= south) & (lat <= north)
+    return inside
+
+
+def covered(geojson: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) which points lie in a MultiPolygon, given as GeoJSON that is cut at 180 degrees, by the even-odd rule."""
+    inside = np.zeros(len(lon), bool)
+    for ring in (np.asarray(ring, np.float64) for rings in json.loads(geojson)["coordinates"] for ring in rings):
+        (west, south), (east, north) = ring.min(0), ring.max(0)
+        near = np.flatnonzero((lon >= west) & (lon <= east) & (lat >= south) & (lat <= north))
+        (x0, y0), (x1, y1) = ring[:-1, :, None].swapaxes(0, 1), ring[1:, :, None].swapaxes(0, 1)  # (lines, 1) each
+        for some in np.array_split(near, len(near) * len(ring) // AT_ONCE + 1):
+            crosses = (y0 > lat[some]) != (y1 > lat[some])
+            at = x0 + (lat[some] - y0) * (x1 - x0) / np.where(y1 == y0, 1, y1 - y0)
+            inside[some] ^= (crosses & (lon[some] < at)).sum(0) % 2 == 1
     return inside
 
 
@@ -33,7 +49,8 @@ def overlap(
     Args:
       origin: of the model file. What it was trained on is `trained_on`, with `tiles`, `bounds` and `excluded`, or what
         a training of ours writes, `training.shards`, with `tiles` and `exclude`. Regions that were kept out have
-        `bounds` each.
+        `name`, `bounds` and `geojson` each. Without the latter it is not known which points of the bounds were kept
+        out: they count as inside.
       lon, lat: (N,) degrees, NaN where unknown.
       shards_sha256: of the set that the points are of: training on that very set is told.
       bounds_of: west, south, east, north of a tile; bounds are made of the tiles by it where the record has none.
@@ -61,8 +78,12 @@ def overlap(
     if not bounds:
         return found | {"warning": f"{NOT_SAID} by its bounds: whether test points lie there cannot be told"}
     seen = within(bounds, lon[placed], lat[placed])
+    doubtful: dict[str, NDArray[np.bool_]] = {}
     for region in _regions(trained.get("excluded", trained.get("exclude"))):
-        seen &= ~within(_boxes(region.get("bounds")), lon[placed], lat[placed])
+        if geojson := region.get("geojson"):
+            seen &= ~covered(str(geojson), lon[placed], lat[placed])
+        else:
+            doubtful[str(region.get("name"))] = within(_boxes(region.get("bounds")), lon[placed], lat[placed])
     found["inside"] = int(seen.sum())
     if found["inside"]:
         where = f" ({', '.join(tiles[:3])}{', ..' if len(tiles) > 3 else ''})" if tiles else ""
@@ -70,6 +91,8 @@ def overlap(
             f"{found['inside']} of {len(lon)} test points lie in the regions that it was trained on{where}: "
             "the scores say nothing about places that it has not seen"
         )
+        if names := [name for name, box in doubtful.items() if (seen & box).any()]:
+            found["warning"] += f". Its record has the bounds alone of {', '.join(names)}, which it was kept out of"
     return found
 
 

@@ -1,13 +1,17 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
 from records_made import records
 
 from model.errors import BadInput
 from model.probing import baselines, fusion, invariance
-from model.probing.regions import overlap, within
+from model.probing.regions import covered, overlap, within
 from model.shards import Batch, write_set
 
 
@@ -87,12 +91,19 @@ def test_principal_components_hold_the_variance_and_are_uncorrelated():
 
 def test_raw_steps_are_had_where_all_records_have_the_same_ones_alone(batch):
     assert baselines.steps(batch) is None
-    valid = np.ones_like(batch.s2_valid)
+    valid, doy = np.ones_like(batch.s2_valid), np.maximum(batch.s2_doy, 1)
     valid[3, 1] = False
-    whole = dataclasses.replace(batch, s2_valid=valid, s1_valid=np.zeros_like(batch.s1_valid))
+    whole = dataclasses.replace(batch, s2_valid=valid, s2_doy=doy, s1_valid=np.zeros_like(batch.s1_valid))
     got = baselines.steps(whole)
     assert np.isnan(got[3, 10:20]).all() and np.isnan(got).sum() == 10
     np.testing.assert_array_equal(got[4:], batch.s2.reshape(len(batch), -1)[4:])
+
+
+def test_raw_steps_of_records_with_one_step_more_or_less_are_not_had(batch):
+    valid, doy = np.ones_like(batch.s2_valid), np.maximum(batch.s2_doy, 1)
+    valid[3, -1], doy[3, -1] = False, 0
+    padded = dataclasses.replace(batch, s2_valid=valid, s2_doy=doy, s1_valid=np.zeros_like(batch.s1_valid))
+    assert valid.mean() > 0.95 and baselines.steps(padded) is None
 
 
 def test_a_sensor_that_no_record_has_adds_no_column(batch):
@@ -109,6 +120,24 @@ def test_halves_are_disjoint_and_together_all_that_is_valid(batch):
         assert set((first.sum(1) - second.sum(1)).tolist()) <= {0, 1}
     c, _ = invariance.halves(batch, 2)
     assert (a.s2_valid != c.s2_valid).any()
+
+
+def test_a_half_has_nothing_of_the_other_one_not_behind_its_mask_either(batch):
+    a, b = invariance.halves(batch, 1)
+    for sensor in ("s2", "s1"):
+        for one, other in ((a, b), (b, a)):
+            gone = getattr(other, f"{sensor}_valid")
+            assert gone.any() and not getattr(one, sensor)[gone].any() and not getattr(one, f"{sensor}_doy")[gone].any()
+    alone = invariance.without_radar(batch)
+    assert not alone.s1.any() and not alone.s1_doy.any()
+    np.testing.assert_array_equal(alone.s2, batch.s2)
+
+
+def test_where_no_masked_date_was_kept_nothing_is_said_of_clouds(batch):
+    clear = dataclasses.replace(batch, s2_doy=np.where(batch.s2_valid, batch.s2_doy, 0).astype(np.int16))
+    found = invariance.measure(clear, planted(0.0))
+    assert found["by_clouds"] == [] and found["by_dates"]
+    assert invariance.measure(batch, planted(0.0))["by_clouds"]
 
 
 def planted(noise):
@@ -211,12 +240,57 @@ def test_points_inside_the_trained_regions_are_counted_and_said():
     assert "2 of 5 test points" in found["warning"] and "32UQD" in found["warning"]
 
 
+def kept_out(*rings, name="test"):
+    """A region of polygons with one ring each, as a manifest names it."""
+    points = np.concatenate([np.array(ring) for ring in rings])
+    shape = {"type": "MultiPolygon", "coordinates": [[[*ring, ring[0]]] for ring in rings]}
+    return {"name": name, "bounds": [*points.min(0), *points.max(0)], "geojson": json.dumps(shape)}
+
+
+def box(west, south, east, north):
+    return [[west, south], [east, south], [east, north], [west, north]]
+
+
 def test_what_was_kept_out_of_training_is_not_inside():
-    trained = {"bounds": [[9, 49, 21, 51]], "excluded": {"name": "test", "bounds": [19, 49, 21, 51]}}
+    trained = {"bounds": [[9, 49, 21, 51]], "excluded": kept_out(box(19, 49, 21, 51))}
     assert overlap({"trained_on": trained}, LON, LAT)["inside"] == 1
-    both = {**trained, "excluded": [trained["excluded"], {"name": "b", "bounds": [[9, 49, 11, 51]]}]}
+    both = {**trained, "excluded": [trained["excluded"], kept_out(box(9, 49, 11, 51))]}
     found = overlap({"trained_on": both}, LON, LAT)
     assert found["inside"] == 0 and found["warning"] is None
+
+
+@pytest.mark.parametrize(
+    "rings",
+    [
+        [box(8, 49, 9, 51), box(21, 49, 22, 51)],  # on either side
+        [box(179, 49, 180, 51), box(-180, 49, -179, 51)],  # cut at 180 degrees
+        [[[8, 49], [22, 49], [8, 52]]],  # a corner of its box
+        [[[8, 49], [22, 49], [22, 51], [15, 51], [15, 52], [22, 52], [22, 53], [8, 53]]],  # it leaves a notch
+    ],
+)
+def test_points_beside_a_region_that_was_kept_out_are_inside_whatever_its_bounds(rings):
+    lon, lat = np.array([17.0]), np.array([50.0 if len(rings) == 2 else 51.5 if len(rings[0]) > 3 else 50.5])
+    trained = {"bounds": [[9, 48, 21, 54]], "excluded": [kept_out(*rings)]}
+    found = overlap({"trained_on": trained}, lon, lat)
+    assert found["inside"] == 1 and "1 of 1 test points" in found["warning"]
+
+
+def test_a_region_that_is_known_by_its_bounds_alone_takes_no_point_away():
+    trained = {"bounds": [[9, 49, 21, 51]], "excluded": [{"name": "a.geojson", "bounds": [9, 49, 11, 51]}]}
+    found = overlap({"trained_on": trained}, LON, LAT)
+    assert found["inside"] == 2 and "bounds alone of a.geojson" in found["warning"]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_points_in_polygons_are_those_that_geos_finds(seed):
+    rng = np.random.default_rng(seed)
+    turn = np.sort(rng.uniform(0, 2 * np.pi, 12))
+    rings = [np.stack([x + r * np.cos(turn), r * np.sin(turn)], 1) for x, r in ((-3, rng.uniform(0.5, 2, 12)), (3, 1))]
+    hole = 0.3 * np.stack([10 + np.cos(turn), np.sin(turn)], 1)
+    shape = shapely.MultiPolygon([shapely.Polygon(rings[0]), shapely.Polygon(rings[1], [hole])])
+    lon, lat = rng.uniform(-6, 6, 300), rng.uniform(-3, 3, 300)
+    wanted = shapely.contains_xy(shape, lon, lat)
+    np.testing.assert_array_equal(covered(shapely.to_geojson(shape), lon, lat), wanted)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +313,7 @@ def test_random_weights_saw_nothing():
 
 def test_the_record_of_a_training_here_is_understood_by_its_tiles():
     boxes = {"32UQD": (9.0, 49.0, 11.0, 51.0), "33UXR": (19.0, 49.0, 21.0, 51.0)}
-    record = {"sha256": "a", "tiles": list(boxes), "exclude": [{"name": "b", "bounds": [19, 49, 21, 51]}]}
+    record = {"sha256": "a", "tiles": list(boxes), "exclude": [kept_out(box(19, 49, 21, 51))]}
     origin = {"training": {"steps": 9, "shards": record}}
     assert overlap(origin, LON, LAT, "", boxes.__getitem__)["inside"] == 1
     same = overlap(origin, LON, LAT, "a", boxes.__getitem__)

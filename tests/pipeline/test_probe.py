@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -5,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from small_encoders import SMALL, tensors_of
 
 from model.errors import BadInput
+from model.families import profile_for
 from model.modelfile import open_model
-from model.probing import table
+from model.probing import invariance, table
 from model.probing.labels import CLASSIFICATION, REGRESSION, SEGMENTATION, Labels, write_labels
 from model.quantise import dequantise, quantise
 from model.shards import open_shards, write_set
@@ -188,6 +191,28 @@ def test_a_model_beside_itself_as_the_untrained_one_is_no_better(folder):
     assert {d["mean"] for d in found["differences"]} == {0.0}
 
 
+@pytest.mark.parametrize("family", ["v1.0-early", "v1.1-mpc", "v2"])
+def test_radar_that_is_removed_is_seen_by_no_family(family, tmp_path):
+    """v1.0 takes all steps of a radar that has no valid one: those that are removed must not be among them."""
+    pytest.importorskip("torch")
+    from model.checkpoints import Checkpoint, args_of
+    from model.export import export
+
+    sizes, profile = SMALL[family], profile_for(family, SMALL[family].native_dims)
+    file = export(Checkpoint(tensors_of(sizes), sizes, args_of(sizes)), profile, "m", {}, tmp_path / "m.onnx")
+    made = records(12, passes=(2, 9))
+    shards = write_set(tmp_path / "s", [made], profile_name="v2", period="2024", origin={})
+    none = dataclasses.replace(
+        made, s1_offsets=0 * made.s1_offsets, s1=made.s1[:0], s1_valid=made.s1_valid[:0],
+        s1_orbit=made.s1_orbit[:0], s1_doy=made.s1_doy[:0],
+    )  # fmt: skip
+    never = write_set(tmp_path / "n", [none], profile_name="v2", period="2024", origin={})
+    encode, index = RecordEncoder(file).stored, np.arange(12)
+    got = encode(invariance.without_radar(shards.take(index)))
+    np.testing.assert_array_equal(got, encode(never.take(index)))
+    assert (got != encode(shards.take(index))).any(1).all()
+
+
 def test_presto_is_left_out_with_its_reason_where_there_are_no_weights(folder):
     found = probe(folder, [], sources=("presto", "chance"), **FEW)
     assert "--presto" in found["skipped"]["Presto"]
@@ -216,8 +241,6 @@ def test_a_segmentation_is_probed_in_patches(tmp_path, monkeypatch):
 
 
 def test_test_points_inside_the_trained_regions_are_a_warning(folder, monkeypatch):
-    import dataclasses
-
     from pipeline import probing
 
     trained = {"tiles": ["33TWN"], "bounds": [[14.9, 44.9, 15.5, 45.5]], "excluded": {}}

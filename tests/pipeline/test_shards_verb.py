@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import typer
 from store_places import PLACES, servers_ended
 from typer.testing import CliRunner
@@ -236,6 +237,7 @@ def test_what_lies_in_an_excluded_region_is_not_there_and_is_told(sparse, done, 
             "name": "test regions.geojson",
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "bounds": list(region.shape.bounds),
+            "geojson": shapely.to_geojson(region.shape),
         },
     )
     assert rest.manifest.counts["sampled"] == whole.manifest.counts["sampled"]
