@@ -1,6 +1,9 @@
 # Every target works from a bare clone: it makes the environment that it needs and takes nothing for granted.
 PYTHON ?= python3
 
+# Compiled modules are kept: without them each of the many processes that the tests start compiles Beam anew, 7 s of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two environments: what a user runs (no torch), and what the tests need.
 RUN := .venv-run
 DEV := .venv

@@ -411,6 +411,13 @@ def test_a_crew_that_stopped_leaves_nobody_waiting():
         crew.submit(len, "late").result()
 
 
+def test_all_threads_of_a_crew_end_when_it_stops():
+    crew = Crew(5, "ends")
+    assert crew.submit(len, "one").result() == 3
+    crew.stop(60)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("ends-")]
+
+
 def test_what_a_job_raises_is_raised_in_its_turn():
     crew = Crew(2, "test")
     results = crew.ahead(lambda n: 1 // n, [1, 0, 1], window=3)

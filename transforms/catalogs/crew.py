@@ -57,8 +57,7 @@ class Crew:
     def stop(self, wait_s: float = 0.0) -> None:
         """Takes no more jobs; those that are under way get `wait_s` seconds in all."""
         self._over.set()
-        for _ in self._threads:
-            self._jobs.put(None)
+        self._jobs.put(None)
         ends = time.monotonic() + wait_s
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
@@ -83,3 +82,4 @@ class Crew:
                 if (task := self._jobs.get_nowait()) is not None:
                     task[0].cancel()
                     task[0].set_running_or_notify_cancel()
+        self._jobs.put(None)  # for the next of them
