@@ -44,6 +44,7 @@ def row(request):
     assert found.tried and ok([found]), as_text([found], "what was found")
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_next_run_leaves_the_bytes_of_an_undisturbed_one(ground, runs, courses, disk, row):
     kills.kill_rounds(runs, ground, courses, disk, SEED, 1, row)
 
@@ -65,6 +66,7 @@ def test_requests_that_fail_or_get_lost_never_change_a_byte(ground, runs, course
         storms.gcs_storm(runs, courses["embed"], ground, Bucket(double), str(SEED), row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(mutants.KINDS.keys() - {"fragments"}))  # those are damaged in other tests too
 def test_mutated_inputs_are_refused_in_words_or_read_as_what_they_are(ground, runs, courses, tmp_path, kind, row):
     mutants.mutate(runs, ground, tmp_path / kind, kind, SEED, 4, row)
