@@ -117,10 +117,6 @@ class Run:
         mean: NDArray[np.float64] = metric(self.sums.sum(2)).mean(1)
         return mean
 
-    def flat(self) -> Sums:
-        """(S * V, G, ..)."""
-        return self.sums.reshape(-1, *self.sums.shape[2:])
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -198,10 +194,10 @@ def experiment(task: Task, budgets: Sequence[Budget], seeds: int, test_share: fl
 
 
 def interval(run: Run, metric: str) -> Interval:
-    """A score's mean and 95 % interval: over random splits, or over the groups of the set's own test side."""
+    """A score's mean and 95 % interval: over random splits, or over draws and groups of the set's own test side."""
     score = metrics_of(run)[metric]
     if run.fixed:
-        return scores.over_groups(score, run.flat())
+        return scores.over_groups(score, run.sums)
     return scores.over_splits(run.scores(score).tolist(), run.train, run.test)
 
 
@@ -213,7 +209,7 @@ def difference(ours: Sequence[Run], theirs: Sequence[Run], metric: str) -> Inter
     score = metrics_of(ours[0])[metric]
     sign = -1.0 if metric in LESS_IS_BETTER else 1.0
     if ours[0].fixed:
-        a, b = (np.concatenate([run.flat() for run in runs]) for runs in (ours, theirs))
+        a, b = (np.concatenate([run.sums for run in runs], axis=1) for runs in (ours, theirs))
         return scores.over_groups(lambda sums: sign * score(sums), a, b)
     gaps = [sign * (a.scores(score) - b.scores(score)) for a, b in zip(ours, theirs, strict=True)]
     return scores.over_splits(np.mean(gaps, axis=0).tolist(), ours[0].train, ours[0].test)

@@ -76,7 +76,7 @@ def test_intervals_over_groups_hold_the_true_value_about_as_often_as_they_say():
     for seed in range(60):
         group = np.repeat(np.arange(40), 5)
         error = rng.normal(size=40)[group] * 0.8 + rng.normal(size=200) * 0.6
-        sums = moments(np.zeros(200), error, group)[None]
+        sums = moments(np.zeros(200), error, group)[None, None]
         found = over_groups(rmse, sums, seed=seed, resamples=300)
         held += found.low <= 1.0 <= found.high
     assert 50 <= held <= 60
@@ -86,15 +86,15 @@ def test_a_difference_is_paired_what_both_share_cancels():
     rng = np.random.default_rng(4)
     group = np.arange(100)
     shared = rng.normal(size=100) * 5
-    a, b = (moments(np.zeros(100), shared + d, group)[None] for d in (0.0, 0.2 * np.sign(shared)))
+    a, b = (moments(np.zeros(100), shared + d, group)[None, None] for d in (0.0, 0.2 * np.sign(shared)))
     alone = over_groups(rmse, b)
     gap = over_groups(rmse, b, a)
-    assert gap.mean == pytest.approx(float(rmse(b.sum((0, 1))) - rmse(a.sum((0, 1)))))
+    assert gap.mean == pytest.approx(float(rmse(b.sum((0, 1, 2))) - rmse(a.sum((0, 1, 2)))))
     assert gap.low > 0 and gap.high - gap.low < 0.1 * (alone.high - alone.low)
 
 
 def test_a_difference_of_one_thing_to_itself_is_nothing():
-    sums = moments(np.arange(10.0), np.arange(10.0)[::-1], np.arange(10) % 5)[None]
+    sums = moments(np.arange(10.0), np.arange(10.0)[::-1], np.arange(10) % 5)[None, None]
     found = over_groups(rmse, sums, sums)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
 
@@ -103,6 +103,26 @@ def test_drawing_groups_keeps_groups_whole():
     """Two groups, one right and one wrong: a bootstrap over records would almost never see a perfect score."""
     truth = np.zeros(200, np.int64)
     guess = np.repeat([0, 1], 100)
-    sums = confusions(truth, guess, np.repeat([0, 1], 100), 2)[None]
+    sums = confusions(truth, guess, np.repeat([0, 1], 100), 2)[None, None]
     found = over_groups(balanced_accuracy, sums)
     assert (found.low, found.high) == (0, 1)
+
+
+def test_draws_of_labels_that_differ_widen_the_interval_of_a_fixed_test_side():
+    """Ten heads, each off by its own luck, on a test side that is large: 60 fresh sets of ten, as above."""
+    rng = np.random.default_rng(5)
+    group, held = np.arange(400), 0
+    noise = rng.normal(size=400)
+    for seed in range(60):
+        luck = rng.normal(size=10)
+        sums = np.stack([moments(np.zeros(400), noise + 5 + d, group) for d in luck])[:, None]
+        base = np.stack([moments(np.zeros(400), noise + 5, group)] * 10)[:, None]
+        found = over_groups(rmse, sums, base, seed=seed, resamples=300)
+        held += found.low <= 0.0 <= found.high
+    assert 50 <= held <= 60
+
+
+def test_draws_that_are_all_alike_add_nothing_to_the_interval():
+    sums = moments(np.arange(40.0), np.arange(40.0)[::-1], np.arange(40) % 20)
+    once, often = (over_groups(rmse, np.stack([sums] * n)[:, None]) for n in (1, 7))
+    assert (once.mean, once.low, once.high) == pytest.approx((often.mean, often.low, often.high))
