@@ -134,13 +134,14 @@ def batches(
 
     What counts is the batch of all ranks together: the parts of all ranks, put behind each other, are the same for
     every `world`. A run that stopped after `start` records goes on with `start`, on any number of ranks. What is left
-    over behind the last whole batch is not seen in this epoch; the next one leaves out others.
+    over behind the last whole batch is not seen in this epoch; the next one leaves out others, unless it is `stored`.
 
     Args:
       count: records altogether.
       batch: records of all ranks together.
       start: records that all ranks together have seen of this epoch.
-      stored: whether they come in the order of their numbers, in place of the epoch's own.
+      stored: whether they come in the order of their numbers, in place of the epoch's own; what is left over is then
+        the same in every epoch, and never seen.
 
     Yields:
       int64 (the rank's part of `batch`,), numbers of records.

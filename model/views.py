@@ -98,8 +98,8 @@ class ViewRule:
       s2_length, s1_length: rows of each sensor.
       shortest: where given, the rows of a sensor are drawn anew at each step, from `shortest` to its length; one number
         for a whole batch, for rows are never padded, and for both views, for their tokens are mixed row by row.
-      drop_s2, drop_s1: in how many of the views, as a share, a sensor is left out altogether. Never both: a view that
-        would lose its optical rows keeps them where the pixel has no radar.
+      drop_s2, drop_s1: in how many of the views, as a share, a sensor is left out altogether. Never both: a view keeps
+        the rows of the one sensor where the pixel has nothing of the other.
       random: whether rows are drawn; False: both views see the same ones, evenly spread over the valid ones.
     """
 
@@ -175,7 +175,7 @@ def two_views(
         }
         # 53 bits are a float64's; one number decides for both sensors, so that never both are left out.
         lot = (keys_of(index, "drop", seed, epoch, view) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        rows["s1"][lot < rule.drop_s1] = ABSENT
+        rows["s1"][(lot < rule.drop_s1) & s2_valid.any(1)] = ABSENT
         without_s2 = (lot >= rule.drop_s1) & (lot < rule.drop_s1 + rule.drop_s2) & s1_valid.any(1)
         rows["s2"][without_s2] = ABSENT
         views.append(View(rows["s2"], rows["s1"]))

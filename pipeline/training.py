@@ -85,7 +85,8 @@ def train(
 @contextlib.contextmanager
 def _stopping(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Whether somebody has asked for an end. Ranks are not asked: they must end at one step, and torchrun ends them."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 or threading.current_thread() is not threading.main_thread():
+    by_itself = os.environ.get("WORLD_SIZE", "1") in ("", "0", "1")  # what is no number is refused by name later
+    if not by_itself or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     asked = threading.Event()

@@ -31,9 +31,12 @@ class Config:
     run: Run = dataclasses.field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        if self.distil.teacher and self.distil.prefixes[-1] > self.encoder.native_dims:
+        native, stored = self.encoder.native_dims, self.encoder.profile.dims
+        if self.distil.teacher and (self.distil.prefixes[-1] != native or stored not in self.distil.prefixes):
+            # Values behind the last prefix would be trained by nothing, and stored all the same.
             raise BadInput(
-                f"[distil] prefixes = {list(self.distil.prefixes)}: an embedding has {self.encoder.native_dims} values"
+                f"[distil] prefixes = {list(self.distil.prefixes)}: an embedding has {native} values, of which "
+                f"{stored} are stored: the last prefix must be all of them, and one must be those"
             )
 
     def as_dict(self) -> dict[str, Any]:

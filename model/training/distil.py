@@ -8,12 +8,16 @@ from model.encoders import Encoder, encoder_of
 from model.errors import BadInput
 from model.families import profile_for
 from model.losses.reduce import in_full, sum_over_ranks
+from model.profile import Profile
 from model.qat import FakeQuantise
 from model.training.branches import LOSS, Given, Objective, embedded
 
 
-def teacher_of(checkpoint: Checkpoint) -> Encoder:
+def teacher_of(checkpoint: Checkpoint, family: str = "") -> Encoder:
     """A checkpoint's encoder, frozen, with the statistics that it was trained with.
+
+    Args:
+      family: of a published one, of `families.names()`; "" for what its file says.
 
     Raises:
       BadInput: a published one whose family is not known.
@@ -22,7 +26,7 @@ def teacher_of(checkpoint: Checkpoint) -> Encoder:
         raise BadInput(f"teacher {checkpoint.file_name}: nothing says its family; give [distil] teacher-family")
     profile = checkpoint.record.profile if checkpoint.record else None
     if profile is None:
-        profile = profile_for(checkpoint.family, checkpoint.sizes.native_dims, checkpoint.stored_dims)
+        profile = profile_for(family or checkpoint.family, checkpoint.sizes.native_dims, checkpoint.stored_dims)
     return encoder_of(checkpoint.tensors, checkpoint.sizes, profile).requires_grad_(False)
 
 
@@ -49,6 +53,11 @@ class Student(Objective):
             )
         self.heads = nn.ModuleDict({str(k): nn.Linear(k, teacher.sizes.native_dims) for k in quantiser.prefixes})
         self._teacher = [teacher]  # in a list: not registered, so neither saved nor wrapped
+
+    @property
+    def teacher_profile(self) -> Profile:
+        """By whose rules the pixels that the teacher sees must be made."""
+        return self._teacher[0].profile
 
     def embeddings(self, given: Given) -> tuple[Tensor, ...]:
         tokens = self.encoder.raw_tokens(*given.first)

@@ -194,7 +194,8 @@ def train(
       stop: asked behind every step; a training that it stops is saved.
 
     Raises:
-      Stopped: the loss or its gradient is not finite; what was there before that step is saved as "stopped.pt".
+      Stopped: the loss or its gradient is not finite; what was there before that step is saved as "stopped.pt", by the
+        time that any rank raises.
       BadInput: a shard that is damaged or gone.
     """
     every, rates = config.run.log_every, config.optimiser.rate
@@ -209,12 +210,10 @@ def train(
             loss = terms[LOSS].item()
             rate = rates * share_of_rate(step, steps.stop, config.schedule)
             if not math.isfinite(loss):
-                save(step, STOPPED)
-                raise Stopped(_stopped(step, "the loss", terms))
+                raise _stopped(step, "the loss", terms, save)
             length = update(trained, config.optimiser, rate)
             if not math.isfinite(length) and not trained.scaler.is_enabled():
-                save(step, STOPPED)
-                raise Stopped(_stopped(step, "the gradient", terms))
+                raise _stopped(step, "the gradient", terms, save)
             done = step + 1
             if done % every == 0 or done == steps.stop:
                 everyone = rows_of_ranks(z)
@@ -246,9 +245,13 @@ def train(
     return Outcome(steps.stop, last, True)
 
 
-def _stopped(step: int, what: str, terms: dict[str, Tensor]) -> str:
+def _stopped(step: int, what: str, terms: dict[str, Tensor], save: Callable[[int, str], None]) -> Stopped:
+    """Saves what is there, and says why nothing follows."""
+    save(step, STOPPED)
+    if ranks() > 1:
+        dist.barrier()  # torchrun ends every rank as soon as one has failed, the one that still writes too
     numbers = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-    return (
+    return Stopped(
         f"step {step:,}: {what} is not finite ({numbers}). Nothing was changed by it: {STOPPED} has what was there "
         "before, last.pt, if there is one, the last good save. A lower rate, a longer warm-up or a clip may help"
     )

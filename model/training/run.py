@@ -61,7 +61,7 @@ def run(
 
     Raises:
       BadInput: a device, precision or memory that is not there, a shard set that is damaged or does not suit the
-        encoder, a `last.pt` that is damaged or of another training.
+        encoder or its teacher, a `last.pt` that is damaged or of another training.
       loop.Stopped: the loss is not finite any more.
     """
     with ranks_of_environment(config.run) as local:
@@ -85,6 +85,8 @@ def _run(
     own = share_of(batch, rank(), ranks())
     profile = profile_of(config, shards)
     built = build(config, profile, steps)
+    if isinstance(built.objective, Student):
+        check_pixels(shards, built.objective.teacher_profile, "[distil] teacher")
     if not config.distil.teacher:
         said = _memory(config, own.stop - own.start, device)
         say(said)
@@ -186,7 +188,7 @@ def build(config: Config, profile: Profile, steps: int) -> Built:
         if wanted and known.file_sha256 != wanted:
             raise BadInput(f"{config.distil.teacher}: sha256 {known.file_sha256}, [distil] teacher-sha256 is {wanted}")
         quantiser = FakeQuantise(start, config.distil.prefixes, profile)
-        student = Student(encoder, teacher_of(known), quantiser, dropout)
+        student = Student(encoder, teacher_of(known, config.distil.teacher_family), quantiser, dropout)
     draw = taught(config.views, ViewRule(config.distil.s2_length, config.distil.s1_length), seed)
     return Built(encoder, student, draw, known.file_sha256, config.distil.prefixes)
 
@@ -207,13 +209,7 @@ def profile_of(config: Config, shards: ShardSet) -> Profile:
       BadInput: pixels that were made by other rules than the family's.
     """
     profile, made = config.encoder.profile, shards.manifest
-    if made.profile in names():
-        theirs = profile_for(made.profile, profile.native_dims)
-        if differ := [f for f in IMAGERY if getattr(theirs, f) != getattr(profile, f)]:
-            raise BadInput(
-                f"{shards.folder}: its pixels were made for {made.profile}, whose {', '.join(differ)} are not those of "
-                f"[encoder] family {config.encoder.family}: make shards for that family"
-            )
+    check_pixels(shards, profile, f"[encoder] family {config.encoder.family}")
     optical = tuple(s for s in made.sources if s.startswith("sentinel-2"))
     radar = tuple(s for s in made.sources if s not in optical)
     if optical and not set(optical) <= set(profile.s2_sources):
@@ -221,6 +217,19 @@ def profile_of(config: Config, shards: ShardSet) -> Profile:
     if radar and not set(radar) <= set(profile.s1_sources):
         profile = dataclasses.replace(profile, s1_sources=radar)
     return own_statistics(shards, profile, config.run.seed) if config.encoder.statistics == "shards" else profile
+
+
+def check_pixels(shards: ShardSet, profile: Profile, whose: str) -> None:
+    """Raises BadInput where the pixels of a known family's shards were made by other rules than a profile's."""
+    made = shards.manifest.profile
+    if made not in names():
+        return
+    theirs = profile_for(made, profile.native_dims)
+    if differ := [f for f in IMAGERY if getattr(theirs, f) != getattr(profile, f)]:
+        raise BadInput(
+            f"{shards.folder}: its pixels were made for {made}, whose {', '.join(differ)} are not those of {whose}: "
+            "make shards for that family"
+        )
 
 
 def training_of(config: Config, shards: ShardSet, teacher: str, device: Device) -> dict[str, Any]:

@@ -55,6 +55,14 @@ def test_what_is_not_said_has_its_default_and_names_have_hyphens_or_not():
         (LEAST + "[qat]\nstart = 1.5", r"\[qat\] start = 1.5: it must lie in 0..1"),
         (LEAST + "[distil]\nprefixes = [8, 4]", r"\[distil\] prefixes = \[8, 4\]: one at least, ascending"),
         (LEAST + "[distil]\nteacher = 't'\nprefixes = [256]", r"\[distil\] prefixes = \[256\]: an embedding has 128"),
+        (
+            LEAST + "[distil]\nteacher = 't'\nprefixes = [16, 32]",
+            r"prefixes = \[16, 32\]: .* the last prefix must be all",
+        ),
+        (
+            LEAST + "[encoder]\nstored-dims = 48\n[distil]\nteacher = 't'",
+            r"\[distil\] prefixes = .* 128 values, of which 48 are stored: .* one must be those",
+        ),
         (LEAST + "[run]\nsave-every = 0", r"\[run\] save-every = 0: it must be 1 or more"),
         (LEAST + "[run]\ndevice = 'tpu'", r"\[run\] device = 'tpu': it must be one of auto, cpu, cuda"),
     ],

@@ -7,7 +7,7 @@ from small_encoders import SMALL, tensors_of
 from training_sets import config_for, small_set
 
 from model import parity
-from model.checkpoints import load_checkpoint
+from model.checkpoints import Checkpoint, load_checkpoint
 from model.encoders import encoder_of
 from model.errors import BadInput
 from model.families import profile_for
@@ -95,6 +95,24 @@ def test_another_teacher_is_another_training_and_a_wrong_one_is_refused(shards, 
         run(config_for(shards, *config, "distil.teacher-sha256=abc"), tmp_path / "x")
     with pytest.raises(BadInput, match=r"no checkpoint at .*none.pt"):
         run(config_for(shards, *config, "distil.teacher=none.pt"), tmp_path / "x")
+
+
+def test_a_teacher_is_not_shown_pixels_that_were_made_by_other_rules_than_its_own(shards, tmp_path):
+    radar_by_other_rules = small_set(tmp_path / "aws", profile="v1.1-aws").folder
+    family = ("encoder.family=v1.1-aws", "schedule.steps=1")
+    run(config_for(radar_by_other_rules, *family), tmp_path / "teacher")
+    config = [f"distil.teacher={tmp_path / 'teacher' / 'last.pt'}", *STUDENT, "schedule.steps=1"]
+    said = r"made for v2, whose s1_order, s1_arithmetic, s1_resampling are not those of \[distil\] teacher"
+    with pytest.raises(BadInput, match=said):
+        run(config_for(shards, *config), tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_published_teacher_has_the_rules_of_the_variant_that_was_named():
+    sizes = SMALL["v1.1-mpc"]
+    published = Checkpoint(tensors_of(sizes), sizes, {}, family="v1.1-mpc")
+    assert teacher_of(published).profile.s2_resampling == "bilinear"
+    assert teacher_of(published, "v1.1-mpc+nearest").profile.s2_resampling == "nearest"
 
 
 def test_prefixes_beyond_the_student_are_refused():

@@ -2,19 +2,23 @@
 
 import json
 import math
+import os
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from training_sets import config_for, small_set
+from two_ranks import on_ranks
 
 from model.checkpoints import load_checkpoint
 from model.errors import BadInput
 from model.export import export
 from model.gate import gate
 from model.training import checkpoint, progress
-from model.training.loop import Stopped
+from model.training.loop import STOPPED, Stopped
 from model.training.run import run
 
 FAMILIES = {
@@ -24,6 +28,8 @@ FAMILIES = {
     "v1.1-mpc": ("encoder.family=v1.1-mpc", "encoder.stored-dims=6"),
     "v1.0-early": ("encoder.family=v1.0-early", "encoder.hidden=0"),
 }
+WILD = ("optimiser.rate=1e30", "optimiser.clip=0.0", "schedule.warmup=0.0")  # soon nothing is finite
+WHERE = "TESSERA_TEST_STOPPED"  # how ranks in processes of their own find the shard set and the folder
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +176,36 @@ def test_a_shard_with_another_byte_is_refused_by_name(shards, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_state_before_it_and_a_sentence(shards, tmp_path):
-    wild = config_for(shards, "optimiser.rate=1e30", "optimiser.clip=0.0", "schedule.warmup=0.0", "run.save-every=1")
+    wild = config_for(shards, *WILD, "run.save-every=1")
     with pytest.raises(Stopped, match=r"step \d+: the .* is not finite \(loss .*stopped.pt has what was there before"):
         run(wild, tmp_path)
     lines = progress.read(tmp_path)
     assert 0 < len(lines) < 8 and all(math.isfinite(line["loss"]) for line in lines)
     content = torch.load(tmp_path / "stopped.pt", weights_only=True)
     assert content["tessera_beam_training"]["step"] == lines[-1]["step"]
+
+
+def stopped_on_each_rank():
+    """Whether the state is there when this rank has ended; rank 0 takes its time to write it."""
+    shards, out = map(Path, os.environ[WHERE].split(os.pathsep))
+    write = checkpoint.write
+
+    def slow(path, content):
+        if path.name == STOPPED:
+            time.sleep(1)
+        write(path, content)
+
+    checkpoint.write = slow
+    try:
+        run(config_for(shards, *WILD), out)
+    except Stopped:
+        return (out / STOPPED).exists()
+
+
+@pytest.mark.slow  # each process loads PyTorch
+def test_no_rank_ends_before_the_state_is_saved_for_torchrun_then_ends_the_others(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv(WHERE, f"{shards}{os.pathsep}{tmp_path / 'out'}")
+    assert on_ranks(stopped_on_each_rank, tmp_path) == [True, True]
 
 
 @pytest.mark.parametrize("case", FAMILIES)

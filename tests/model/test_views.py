@@ -168,6 +168,12 @@ def test_optical_rows_stay_where_a_pixel_has_no_radar():
         assert (view.s2 != ABSENT).all()
 
 
+def test_radar_rows_stay_where_a_pixel_has_no_optical_ones():
+    none, valid = np.zeros((500, 3), bool), np.ones((500, 3), bool)
+    for view in two_views(none, valid, np.arange(500), ViewRule(2, 2, drop_s1=1.0), 1, 0, 0):
+        assert (view.s1 != ABSENT).all()
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [

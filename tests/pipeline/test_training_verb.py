@@ -165,6 +165,9 @@ def test_ranks_that_were_started_by_hand_are_told_how(config, tmp_path, capfd, m
     monkeypatch.setenv("RANK", "2")
     assert ended(app, ["run", str(config), "--out", str(tmp_path)]) == 2
     assert "RANK=2 of WORLD_SIZE=2" in capfd.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert ended(app, ["run", str(config), "--out", str(tmp_path)]) == 2
+    assert "WORLD_SIZE=many: torchrun sets it to a whole number" in capfd.readouterr().err
 
 
 def test_its_help_says_how_several_ranks_are_started(capfd):
