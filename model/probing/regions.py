@@ -93,6 +93,8 @@ def overlap(
         )
         if names := [name for name, box in doubtful.items() if (seen & box).any()]:
             found["warning"] += f". Its record has the bounds alone of {', '.join(names)}, which it was kept out of"
+    elif training.get("teacher_sha256"):  # what it learned from stood in none of its own records
+        found["warning"] = "it learned from a teacher, and its record does not say where that one was trained"
     return found
 
 

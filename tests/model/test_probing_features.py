@@ -318,3 +318,11 @@ def test_the_record_of_a_training_here_is_understood_by_its_tiles():
     assert overlap(origin, LON, LAT, "", boxes.__getitem__)["inside"] == 1
     same = overlap(origin, LON, LAT, "a", boxes.__getitem__)
     assert same["inside"] == 5 and "this very set" in same["warning"]
+
+
+def test_a_student_may_have_seen_through_its_teacher_what_it_was_not_trained_on():
+    shards = {"sha256": "a", "bounds": [[29, 49, 31, 51]]}
+    alone = overlap({"training": {"steps": 9, "shards": shards}}, LON, LAT)
+    assert alone["inside"] == 0 and alone["warning"] is None
+    found = overlap({"training": {"steps": 9, "shards": shards, "teacher_sha256": "b"}}, LON, LAT)
+    assert found["inside"] == 0 and "where that one was trained" in found["warning"]
