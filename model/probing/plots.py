@@ -19,7 +19,9 @@ def draw(result: dict[str, Any], out: str | Path) -> list[str]:
     matplotlib.use("Agg")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    made = [_efficiency(result, out / "labels.png")]
+    made = []
+    if any(s["metric"] == result["metric"] and s["share"] is not None for s in result["scores"]):
+        made.append(_efficiency(result, out / "labels.png"))
     if any(d["metric"] == result["metric"] for d in result["dims"]):
         made.append(_dims(result, out / "dims.png"))
     if result["invariance"]:

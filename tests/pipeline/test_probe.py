@@ -156,6 +156,12 @@ def test_the_table_names_all_of_it(result):
     assert max(len(line) for line in text.splitlines()) < 200
 
 
+def test_shots_alone_make_no_curve_and_lose_no_result(folder, tmp_path):
+    found = probe(folder, [], sources=QUICK, out=tmp_path / "o", **FEW | {"shares": ()})
+    assert found["pictures"] == [] and {s["budget"] for s in found["scores"]} == {"2-shot"}
+    assert json.loads((tmp_path / "o/probe.json").read_text())["scores"] == found["scores"]
+
+
 def test_fuse_files_must_have_a_row_a_record(folder, tmp_path):
     np.save(tmp_path / "short.npy", np.zeros((3, 2)))
     with pytest.raises(BadInput, match="3 rows, and the set has 90"):
