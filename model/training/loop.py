@@ -31,6 +31,7 @@ from model.training.tables import Optimiser
 from model.views import keys_of
 
 STOPPED = "stopped.pt"  # what was there before a step that could not be done
+LEAST_SCALE = 2.0**-24  # of fp16's gradients: forty steps skipped in a row from where it begins, 2**16
 back: Callable[..., None] = torch.autograd.backward  # untyped in PyTorch
 
 
@@ -139,6 +140,11 @@ def mean_over_ranks(module: nn.Module) -> None:
             parameter.grad /= ranks()
 
 
+def may_recover(scaler: torch.amp.GradScaler) -> bool:
+    """Whether a gradient that is not finite may be so for its scale alone: fp16, until the scale is out of reason."""
+    return scaler.is_enabled() and scaler.get_scale() >= LEAST_SCALE
+
+
 class Stopped(NotProven):
     """A training that cannot go on; what it had stands in a checkpoint."""
 
@@ -212,7 +218,7 @@ def train(
             if not math.isfinite(loss):
                 raise _stopped(step, "the loss", terms, save)
             length = update(trained, config.optimiser, rate)
-            if not math.isfinite(length) and not trained.scaler.is_enabled():
+            if not math.isfinite(length) and not may_recover(trained.scaler):
                 raise _stopped(step, "the gradient", terms, save)
             done = step + 1
             if done % every == 0 or done == steps.stop:

@@ -31,7 +31,7 @@ class Progress:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise BadInput("[run] tensorboard needs tensorboard: pip install 'tessera-beam[train]'") from None
-            self._board = SummaryWriter(str(folder / BOARD), purge_step=step)
+            self._board = SummaryWriter(str(folder / BOARD), purge_step=step + 1)  # what step says stands already
 
     def tell(self, numbers: Mapping[str, float]) -> None:
         """One line. `numbers`: step, epoch, loss and its terms, rate, gradient, rankme, pixels_per_s, .."""

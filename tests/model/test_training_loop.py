@@ -17,9 +17,11 @@ from model.checkpoints import load_checkpoint
 from model.errors import BadInput
 from model.export import export
 from model.gate import gate
+from model.shards import open_shards
 from model.training import checkpoint, progress
-from model.training.loop import STOPPED, Stopped
-from model.training.run import run
+from model.training.device import Device
+from model.training.loop import STOPPED, Stopped, prepared, train
+from model.training.run import build, profile_of, run
 
 FAMILIES = {
     "v2": (),
@@ -185,6 +187,31 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_before_it_and_a_sentence
     assert content["tessera_beam_training"]["step"] == lines[-1]["step"]
 
 
+def test_under_fp16_a_gradient_that_never_becomes_finite_stops_too(shards, tmp_path):
+    """Skipped steps lower the scale; a gradient that is NaN whatever the scale would be skipped to the end."""
+    config = config_for(shards, "optimiser.precision=fp16", "schedule.steps=80")
+    opened = open_shards(shards)
+    built = build(config, profile_of(config, opened), 80)
+    device = Device(torch.device("cpu"), "fp16")
+    trained = prepared(built.objective, config, device)
+    weight = built.encoder.dim_reducer[4].weight
+    before = weight.detach().clone()
+    saved = []
+
+    def go_on(steps):
+        train(trained, opened, built.draw, config, device, steps, lambda *given: saved.append(given), None)
+
+    seen = iter(range(80))
+    hook = weight.register_hook(lambda g: g * math.nan if next(seen) < 3 else g)
+    go_on(range(15))
+    assert {name for _, name in saved} == {"last.pt"} and not torch.equal(weight, before)
+    hook.remove()
+    weight.register_hook(lambda g: g * math.nan)
+    with pytest.raises(Stopped, match=r"step \d+: the gradient is not finite \(loss "):
+        go_on(range(15, 80))
+    assert saved[-1][1] == STOPPED
+
+
 def stopped_on_each_rank():
     """Whether the state is there when this rank has ended; rank 0 takes its time to write it."""
     shards, out = map(Path, os.environ[WHERE].split(os.pathsep))
@@ -271,8 +298,6 @@ def test_a_model_says_the_sources_that_it_saw_where_the_family_has_others(tmp_pa
 
 
 def test_inputs_can_be_standardised_by_what_the_records_hold(shards, tmp_path):
-    from model.shards import open_shards
-
     run(config_for(shards, "encoder.statistics=shards", "schedule.steps=1"), tmp_path)
     profile = load_checkpoint(tmp_path / "last.pt").record.profile
     batch = open_shards(shards).take(np.arange(70))
@@ -294,9 +319,13 @@ def test_a_file_that_was_there_stays_until_the_new_one_is_whole(whole, tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == b"before"
 
 
-def test_tensorboard_has_the_numbers_of_the_lines(shards, tmp_path):
+@pytest.mark.parametrize("end", [None, 2])
+def test_tensorboard_has_the_numbers_of_the_lines_of_a_run_that_went_on_too(shards, tmp_path, end):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
-    run(config_for(shards, "run.tensorboard=true", "schedule.steps=3"), tmp_path)
+    asked = iter(range(1, 4))
+    for _ in range(1 if end is None else 2):
+        config = config_for(shards, "run.tensorboard=true", "schedule.steps=3")
+        run(config, tmp_path, stop=lambda: next(asked) == end)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     lines = progress.read(tmp_path)
     for name in ("loss", "on", "off", "mix", "rankme", "pixels_per_s"):
