@@ -308,6 +308,8 @@ class Run:
 
     def __post_init__(self) -> None:
         _one_of("[run] device", self.device, DEVICES)
+        if not -(2**63) <= self.seed < 2**63:
+            raise BadInput(f"[run] seed = {self.seed}: it must fit into 64 bits")
         for name, least in (("micro_batch", 0), ("threads", 0), ("save_every", 1), ("log_every", 1), ("ahead", 0)):
             _at_least(least, f"[run] {hyphened(name)}", getattr(self, name))
 

@@ -64,6 +64,7 @@ def test_what_is_not_said_has_its_default_and_names_have_hyphens_or_not():
             r"\[distil\] prefixes = .* 128 values, of which 48 are stored: .* one must be those",
         ),
         (LEAST + "[run]\nsave-every = 0", r"\[run\] save-every = 0: it must be 1 or more"),
+        (LEAST + "[run]\nseed = 9223372036854775808", r"\[run\] seed = 9223372036854775808: it must fit into 64 bits"),
         (LEAST + "[run]\ndevice = 'tpu'", r"\[run\] device = 'tpu': it must be one of auto, cpu, cuda"),
     ],
 )
