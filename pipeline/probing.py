@@ -309,9 +309,11 @@ class _Job:
         """Prefixes of every model, as floats and as codes."""
         head = DIMS_HEAD if DIMS_HEAD in names else names[0]
         budgets = [b for b in made.budgets if b.share in DIMS_BUDGETS]
-        found = []
+        found: list[dict[str, Any]] = []
+        if not dims or not budgets:
+            return found
         for model in self.models:
-            for n in sorted({*(d for d in dims if 0 < d <= model.dims), model.dims} if budgets else (), reverse=True):
+            for n in sorted({*(d for d in dims if 0 < d <= model.dims), model.dims}, reverse=True):
                 for precision in ("fp32", "int8"):
                     self.say(f"probing {n} values of {model.name}, {precision}")
                     x = prefix(self._embedded[model.name], model, n, precision == "int8")[self._kept]

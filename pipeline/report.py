@@ -316,6 +316,7 @@ def context_of(facts: Facts) -> dict[str, Any]:
     return {
         "product": product,
         "untrained": product["model"].rpartition("/")[2].startswith("untrained"),
+        "for_show": product["model"].rpartition("/")[2].startswith("demo-"),
         "status": by_status,
         "tiles": len(facts.tiles) + facts.unnamed,
         "totals": totals,

@@ -211,13 +211,24 @@ def gated(r: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _demo_map(made: dict[str, Any] | None) -> list[str]:
+    if made is None:
+        return []
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in made["right_of"].items())
+    return [
+        f"  map        {made['picture']} (left the truth, right from {made['labels']} labels)",
+        f"             {made['right']:.0%} of the other pixels right: {kinds}",
+    ]
+
+
 def demo(r: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{r['pixels']:,} pixels in {r['blocks']} blocks of {r['tiles']} tiles, {r['seconds']} s in all",
-            f"  model      {r['model']} (random weights: the colours mean nothing)",
+            f"  model      {r['model']} (trained for minutes on such a planet: for this demo alone)",
             *(f"  COG        {path}" for path in r["cogs"]),
             f"  report     {r['report']}",
+            *_demo_map(r["map"]),
             f"  verified   {r['checks']} checks, {r['failed_checks']} failed; {r['windows_recomputed']} windows redone",
             "next: your own region, in the README under that heading",
         ]

@@ -1,7 +1,10 @@
 """Heads: small models over frozen features: five neighbours, one linear layer, one hidden layer."""
 
+import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -195,4 +198,19 @@ def predict(
     if not fit.shape[1] or len(np.unique(y)) == 1:  # nothing to learn from: what is most frequent, or the mean
         usual = y.astype(np.float64).mean() if task == REGRESSION else np.bincount(y.astype(np.int64)).argmax()
         return np.full(len(z), usual)
-    return _HEADS[head](fit, y, see, group, task == REGRESSION, seed)
+    with _one_thread():
+        return _HEADS[head](fit, y, see, group, task == REGRESSION, seed)
+
+
+@functools.cache
+def _pools() -> Any:
+    import sklearn.linear_model  # noqa: F401  a controller knows the libraries that were there before it
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _one_thread() -> contextlib.AbstractContextManager[object]:
+    """Matrices of a head are so small that two threads of a BLAS take twice the time of one, waiting for each other."""
+    limited: contextlib.AbstractContextManager[object] = _pools().limit(limits=1)
+    return limited

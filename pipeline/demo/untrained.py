@@ -1,10 +1,6 @@
-"""Untrained: the shipped model, a tiny v2 student whose weights are seeded random numbers.
-
-`python -m pipeline.demo.untrained` writes it anew beside this file; it needs the `train` extra.
-"""
+"""Untrained: encoders whose weights are seeded random numbers, and a model file of one of the shipped model's sizes."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ from model.families import profile_for
 from model.profile import Profile
 from model.weights import EncoderSizes, Tensors, tensor_shapes
 
-MODEL = Path(__file__).with_name("model.onnx")
 SEED = 1
 # As small as keeps the whole path real (two backbones, heads, layers, reducer); speed on two cores is what it is for.
 SIZES = EncoderSizes(width=32, layers=1, heads=2, feed_forward=64, hidden=128, native_dims=128, qk_norm=False)
@@ -44,7 +39,7 @@ def untrained_profile(sizes: EncoderSizes = SIZES) -> Profile:
     return dataclasses.replace(profile_for("v2", sizes.native_dims), name="untrained", notes=NOTES)
 
 
-def write(out: Path = MODEL, seed: int = SEED) -> None:
+def write(out: Path, seed: int = SEED) -> None:
     """Writes the model file. Raises BadInput without PyTorch."""
     need("torch", "making the untrained model")
     from model.checkpoints import Checkpoint, args_of
@@ -53,7 +48,3 @@ def write(out: Path = MODEL, seed: int = SEED) -> None:
     tensors = random_weights(SIZES, seed)
     origin = {"kind": "untrained", "family": "v2", "seed": seed, "args": args_of(SIZES)}
     export(Checkpoint(tensors, SIZES, args_of(SIZES)), untrained_profile(), "untrained", origin, out)
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else MODEL)

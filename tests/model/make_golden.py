@@ -2,10 +2,11 @@
 
 python tests/model/make_golden.py [FILE.npz ..]
 
-writes tests/model/golden/<case>.npz, for every case of `small_encoders.SMALL` and for the shipped model. The weights
-are rebuilt from their seed and never stored. Here the encoders are put together from torch's own modules, in float64:
-nn.TransformerEncoder, nn.GRU, layer norms; TESSERA's own cell and the QK-norm layer are written out from their
-equations. Run it when a case is added or its meaning changes, and say so in the change; never to make a test pass.
+writes tests/model/golden/<case>.npz, for every case of `small_encoders.SMALL` and for a model of the demo's
+sizes. The weights are rebuilt from their seed and never stored. Here the encoders are put together from torch's own
+modules, in float64: nn.TransformerEncoder, nn.GRU, layer norms; TESSERA's own cell and the QK-norm layer are written
+out from their equations. Run it when a case is added or its meaning changes, and say so in the change; never to make
+a test pass.
 """
 
 import sys
@@ -29,7 +30,7 @@ FOLDER = HERE / "golden"
 SEED = 41  # of the weights
 DIMS = 10  # values that are stored: fewer than any case gives
 CASES = ((5, 8, 40), (6, 24, 16), (3, 7, 1), (2, 1, 1))  # pixels, t2, t1
-SHIPPED = "shipped"
+NANO = "nano"
 
 
 def names():
@@ -39,7 +40,7 @@ def names():
         name = case.replace(" with QK-norm", "-qknorm")
         yield name, tensors_of(sizes, SEED), sizes, profile_for(family, sizes.native_dims, DIMS)
     weights = untrained.random_weights(untrained.SIZES, untrained.SEED)
-    yield SHIPPED, weights, untrained.SIZES, untrained.untrained_profile()
+    yield NANO, weights, untrained.SIZES, untrained.untrained_profile()
 
 
 def native(tensors, sizes, profile, case):

@@ -1,11 +1,11 @@
 import dataclasses
 
 import pytest
+from gate_files import SHIPPED
 
 from model.describe import WIDTH, describe, describe_profile
 from model.families import names, profile_for
 from model.modelfile import open_model
-from pipeline.demo.untrained import MODEL
 
 
 @pytest.mark.parametrize("name", names())
@@ -26,14 +26,14 @@ def test_what_differs_between_two_profiles_differs_in_words():
 
 
 def test_heads_that_were_assumed_are_called_so():
-    model = open_model(MODEL)
+    model = open_model(SHIPPED)
     assumed = dataclasses.replace(model, origin={**model.origin, "heads_from": "family"})
     assert "ASSUMED" in describe(assumed)
     assert "ASSUMED" not in describe(model)
 
 
 def test_a_model_file_tells_its_encoder_devices_and_proof():
-    text = describe(open_model(MODEL))
+    text = describe(open_model(SHIPPED))
     assert "fp32, runs on cpu or cuda" in text
     assert "largest error" in text
     assert "their order does not matter" in text

@@ -3,9 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from gate_files import SHIPPED
 
 from model.errors import BadInput
-from pipeline.demo.untrained import MODEL, SIZES, random_weights, untrained_profile
+from pipeline.demo.untrained import SIZES, random_weights, untrained_profile
 from pipeline.model import export_model, gate_model, import_model, show_model
 
 
@@ -56,14 +57,14 @@ def test_without_pytorch_both_say_how_to_get_it(monkeypatch, verb):
 
 
 def test_show_tells_people_and_programs():
-    shown = show_model(MODEL)
+    shown = show_model(SHIPPED)
     assert shown["name"] in shown["text"]
     assert shown["dims"] == 128
-    assert json.loads(json.dumps(shown))["profile"]["name"] == "untrained"
+    assert json.loads(json.dumps(shown))["origin"]["kind"] == "training"
 
 
 def test_gate_gives_json_a_verdict_and_a_page(tmp_path):
-    found, ok = gate_model(MODEL, report_html=tmp_path / "gate.html")
+    found, ok = gate_model(SHIPPED, report_html=tmp_path / "gate.html")
     assert ok
     assert found["ok"]
     assert json.loads(json.dumps(found))["checks"] == found["checks"]

@@ -278,6 +278,15 @@ def test_an_untrained_model_is_said_in_plain_sight_and_a_trained_one_is_not(out)
     assert "ntrained model" not in page_of(out).words
 
 
+def test_the_demos_model_is_said_to_be_for_demonstration_and_no_other(out):
+    said = "Demonstration model"
+    assert said not in page_of(out).words
+    collection = json.loads((out / "collection.json").read_text())
+    collection["tessera:product"]["model"] = "demo-01234567"
+    (out / "collection.json").write_text(json.dumps(collection))
+    assert f"{said} demo-01234567 was trained for minutes on a synthetic planet" in page_of(out).words
+
+
 def test_what_others_wrote_is_text_and_never_markup(out):
     evil = '<script>alert("x")</script>'
     row = {"tile": "33TXL", "period": "2024", "row_px": 0, "col_px": 0, "scene": evil, "band": evil, "reason": evil}

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from model.errors import NotProven
+from model.modelfile import open_model
 from pipeline.demo import train_model
 from pipeline.demo.landscape import Cover
 from pipeline.demo.planet import Planet
+from pipeline.demo.run import PERIOD
 from transforms.grid import tile_of
 
 
@@ -59,3 +61,15 @@ def test_a_model_that_is_not_clearly_better_than_untrained_is_not_shipped(mean, 
         return
     with pytest.raises(NotProven, match=r"m.onnx was left as it is: .* above the untrained one"):
         train_model.check_margin(margin, tmp_path / "m.onnx")
+
+
+def test_the_shipped_models_record_names_what_it_saw_and_how_far_it_is_above_untrained():
+    model = open_model(train_model.MODEL)
+    told = model.origin["training"]
+    assert told["planet"]["period"] == PERIOD and told["shards"]["records"] > 50_000
+    assert told["steps"] > 0 and "for demonstrations" in model.profile.notes
+    probe = told["probe"]
+    train_model.check_margin(probe["margin_over_untrained"], train_model.MODEL)
+    scores = probe["scores"][probe["head"]]
+    gap = np.subtract(scores["trained"], scores["untrained encoder"])
+    assert np.mean(gap) == pytest.approx(probe["margin_over_untrained"]["mean"], abs=1e-6)

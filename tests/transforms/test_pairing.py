@@ -1,15 +1,17 @@
 """Which model file runs on which device, and what is said where it does not."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from model.errors import BadInput
 from model.modelfile import open_model
 from model.variant import Variant
-from pipeline.demo.untrained import MODEL
 from transforms import encode
 from transforms.encode import CPU, CUDA, check_pairing, provider_for, session_of
+
+MODEL = Path(__file__).parents[2] / "pipeline" / "demo" / "model.onnx"
 
 
 @pytest.fixture

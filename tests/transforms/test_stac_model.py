@@ -100,7 +100,7 @@ def test_parameters_inputs_and_outputs_are_those_of_the_file(sound, form):
 
 
 def test_weights_of_somebody_else_are_pretrained_and_those_made_here_are_not(model, sound):
-    assert model.origin["kind"] == "untrained"
+    assert model.origin["kind"] == "training"
     own = model_item(model)["properties"]
     assert own["mlm:pretrained"] is False
     assert own["mlm:pretrained_source"] is None
