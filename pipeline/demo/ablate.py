@@ -60,7 +60,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(BASE, "random dates, shuffled, mixed, quantised at the end, attention, 128 values, 16 dates", paper=""),
+    Variant(BASE, "random dates, shuffled, mixed, quantised at the end, attention, 128 values, 10 dates", paper=""),
     Variant("same-dates", "both views see the same, evenly spread dates", ("views.random=false",)),
     Variant(
         "unshuffled", "records in the order of tiles, rows and columns", ('data.order="stored"',),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.demo.untrained import MODEL
+MODEL = Path(__file__).parents[2] / "pipeline" / "demo" / "model.onnx"
 
 ROOT = Path(__file__).parents[2]
 CI = ROOT / "deploy" / "ci"
