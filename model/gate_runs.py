@@ -14,7 +14,7 @@ from model.gate_graph import ranges_of
 from model.gate_placement import placement
 from model.gate_report import NUMBERS, PLACEMENT, ROBUSTNESS, Check
 from model.graph import build, layer_inputs
-from model.limits import GOLDEN_ANGLE, LEAST_MOVEMENT, LIMITS, RANGE_ERROR, SCALE_ERROR, UNUSUAL
+from model.limits import EXTREME, GOLDEN_ANGLE, LEAST_MOVEMENT, LIMITS, RANGE_ERROR, SCALE_ERROR, UNUSUAL
 from model.parity import Outputs, RunError, Session, distance, inputs_of, rare_inputs
 from model.quantise import dequantise
 
@@ -158,7 +158,7 @@ def extremes(bench: Bench) -> Check:
     run = bench.run(case)
     good = np.isfinite(run.embedding).all(1) & np.isfinite(run.scale) & (run.scale > 0)
     far = distance([run], [bench.slow(case)])
-    limit = UNUSUAL[bench.precision].sampled(far.codes)
+    limit = EXTREME[bench.precision].sampled(far.codes)
     ok, must = bool(good.all()) and far.keeps(limit), f"finite, scale above 0; {limit_words(limit)}"
     found = "all finite" if good.all() else f"{int((~good).sum())} of {len(good)} pixels are not finite"
     why = "a bright cloud or a dark lake would become an embedding of nothing"

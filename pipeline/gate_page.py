@@ -101,6 +101,7 @@ def _precisions(precision: str) -> list[tuple[str, limits.Limits]]:
     return [
         ("from the reference", limits.LIMITS[precision]),
         ("from the reference, single and absent rows", limits.UNUSUAL[precision]),
+        ("from the reference, numbers over their whole range", limits.EXTREME[precision]),
         ("from its own codes, other settings", limits.SAME_FILE[precision]),
         ("from its own codes, other neighbours", limits.NEIGHBOURS[precision]),
     ]

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from model.limits import LIMITS, OTHERS, SAME_FILE, UNUSUAL, allowed_codes, day_error
+from model.limits import EXTREME, LIMITS, OTHERS, SAME_FILE, UNUSUAL, allowed_codes, day_error
 from model.parity import Distance
 from model.variant import PRECISIONS
 
 
-@pytest.mark.parametrize("table", [LIMITS, SAME_FILE, UNUSUAL])
+@pytest.mark.parametrize("table", [LIMITS, SAME_FILE, UNUSUAL, EXTREME])
 def test_every_precision_has_limits_and_every_limit_a_reason(table):
     assert list(table) == list(PRECISIONS)
     assert all(len(limit.why) > 20 for limit in table.values())
