@@ -118,7 +118,7 @@ demo-model: $(DEV)/.ready
 real-train: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.real.pretrain ../shared/real-data real-out/train
 
-# One thing changed at a time, three seeds each; hours on two cores.
+# One thing changed at a time, three seeds each; some 40 minutes.
 ablate: $(DEV)/.ready
 	$(DEV)/bin/python -m pipeline.demo.ablate
 
