@@ -50,7 +50,8 @@ def objects(store: Store) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("place", [p if p == "gcs" else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_a_bucket_holds_what_a_disk_would(sparse, on_disk, place):
     with PLACES[place]() as store:
         summary = run(sparse, store.url)

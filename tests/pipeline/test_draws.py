@@ -93,6 +93,7 @@ def test_verify_draws_as_embed_did(done):
     assert found["windows_recomputed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [("row_px", 0), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("tile", "32TQQ"), ("period", "2023")))],

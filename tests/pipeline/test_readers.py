@@ -26,6 +26,7 @@ def run(world, out, inv=None, **options):
     return embed(inv or world.inv, world.model, str(out), EmbedOptions(**chosen), "embed", lambda _: None, False)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_at_half_has_published_the_finished_tiles_and_their_fragments_are_gone(
     sparse, tmp_path, monkeypatch
 ):

@@ -200,6 +200,7 @@ def faults(places, scenes):
             yield files[kind], answer
 
 
+@pytest.mark.slow
 def test_no_secret_is_left_in_the_output_or_said_by_the_program(world, locked, tmp_path, capfd, caplog):
     places, inv, scenes = locked
     out = tmp_path / "out"

@@ -137,6 +137,7 @@ def test_the_manifest_says_what_the_set_is_and_what_was_left_out(sparse, done):
     assert sorted(content(out)) == ["manifest.json", *(s.name for s in manifest.shards)]  # nothing of the way is left
 
 
+@pytest.mark.slow
 def test_blocks_of_another_size_give_the_same_bytes(sparse, done, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "block_px_for", lambda every: 256)
     first, _ = done
@@ -329,7 +330,8 @@ def test_a_region_is_expected_to_give_its_share_and_a_larger_step_less(sparse, d
     assert 0.24 < expected_bytes(inv, inv.tiles, Rule(6), None) / whole < 0.26
 
 
-@pytest.mark.parametrize("place", [p if p == "gcs" else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_a_bucket_holds_what_a_disk_would(sparse, done, place):
     with PLACES[place]() as store:
         summary, _ = made(sparse, store.url)

@@ -33,6 +33,7 @@ def test_waves_give_what_one_job_gives_and_each_is_a_run_of_its_own(world, tmp_p
     assert found == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_wave_can_be_run_alone_and_the_others_later(world, tmp_path, a_wave_a_zone, capfd):
     assert run(embed(world, tmp_path / "out", "--waves", "zone-33N")) == 0
     only = json.loads(capfd.readouterr().out)

@@ -172,6 +172,7 @@ def test_a_join_says_what_is_wrong_with_a_source(store):
     assert store.stat("out.tif") is None
 
 
+@pytest.mark.slow
 def test_joins_at_once_hold_no_more_parts_than_there_are_slots(store, road):
     sources, whole = net.put_all(store, [3 * MIB] * 16)
     held, most, lock = [0], [0], threading.Lock()
