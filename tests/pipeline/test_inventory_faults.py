@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import json
 import random
@@ -195,7 +196,10 @@ build([(url, None)], period_of("2024"), tiles, out, now=dt.datetime(2025, 1, 2, 
 @contextlib.contextmanager
 def begun(command, folder, parts):
     """A program, once so many parts are in the folder."""
-    child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    as_from_a_terminal = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's "&" ignores it
+    child = subprocess.Popen(
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal
+    )
     try:
         ends = time.monotonic() + 120
         while len(list(folder.glob("*.part"))) < parts:
