@@ -1,5 +1,6 @@
 """Training verbs of the command line: shards, run, probe."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -132,6 +133,14 @@ def train_probe(
         except ValueError:
             raise BadInput(f"{option} {given}: numbers with commas between them") from None
 
+    # Before anything is embedded: that takes longest.
+    for option, given in (("--shots", shots), ("--dims", dims), ("--seeds", str(seeds))):
+        if any(n < 1 or n != int(n) for n in numbers(option, given)):
+            raise BadInput(f"{option} {given}: whole numbers, 1 or more")
+    if not all(0 < share <= 100 for share in numbers("--shares", shares)):
+        raise BadInput(f"--shares {shares}: per cent of the labels, above 0 and up to 100")
+    if presto and not Path(presto).is_file():
+        raise BadInput(f"--presto {presto}: no such file; it is the default_model.pt that Presto's authors publish")
     result = probe(
         folder,
         model or (),

@@ -128,6 +128,8 @@ def probe(
     result["scores"] = [entry for run in runs for entry in _entries(run)]
     result["differences"] = _differences(runs, names, result["metric"])
     result["dims"] = job.dims(made, dims, names)
+    longest = max((m.dims for m in opened), default=0)
+    job.skipped |= {f"{d} values": "no model has so many" for d in dims if opened and d > longest and d not in PREFIXES}
     result["invariance"] = job.invariance(device) if invariant else {}
     result["skipped"] = job.skipped
     result["seconds"] = round(time.perf_counter() - clock, 1)

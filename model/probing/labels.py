@@ -115,7 +115,10 @@ def read_labels(folder: str | Path, records: int) -> Labels:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise BadInput(f"{folder} has no {FILE}: a probe set is a shard set with one beside its manifest")
+        raise BadInput(
+            f"{folder} has no {FILE}: a probe set is a shard set with one beside its manifest; "
+            "`python -m pipeline.real.sets REAL_DATA OUT` makes those of the real data"
+        )
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as e:

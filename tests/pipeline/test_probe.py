@@ -300,6 +300,21 @@ def test_a_folder_without_shards_or_labels_is_refused(tmp_path):
         probe(tmp_path / "s", [])
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("--seeds", "0"), ("--shots", "0"), ("--dims", "0,16"), ("--dims", "1.5"), ("--shares", "0,30"),
+     ("--shares", "200"), ("--presto", "no.pt")],
+)  # fmt: skip
+def test_an_option_out_of_range_is_refused_by_name_before_anything_is_opened(option, given):
+    with pytest.raises(BadInput, match=f"^{option} {given}: "):
+        app(["probe", "no-set", option, given], standalone_mode=False)
+
+
+def test_a_prefix_that_no_model_has_is_said_to_be_left_out(folder):
+    found = probe(folder, [model_path()], sources=("chance",), invariant=False, **{**FEW, "dims": (999,)})
+    assert found["skipped"]["999 values"] == "no model has so many"
+
+
 def test_the_command_prints_a_table_or_json(folder, capsys):
     words = ["probe", str(folder), "--model", model_path(), "--sources", "chance,monthly", "--heads", "knn5",
              "--shares", "30,100", "--shots", "2", "--seeds", "2", "--dims", "16"]  # fmt: skip
