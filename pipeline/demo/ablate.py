@@ -135,7 +135,8 @@ def over_seeds_and_splits(scores: Floats, train: int, test: int) -> Interval:
         return Interval(mean, math.nan, math.nan)
     if not variance:
         return Interval(mean, mean, mean)
-    freedom = max(1, int(variance**2 / sum(v**2 / f for v, f in parts) + 1e-9))  # 7 must not come out as 6.99..
+    # By shares of the variance: squares of what is next to nothing are nothing. 7 must not come out as 6.99..
+    freedom = max(1, int(1 / sum((v / variance) ** 2 / f for v, f in parts) + 1e-9))
     reach = t_975(freedom) * math.sqrt(variance)
     return Interval(mean, mean - reach, mean + reach)
 

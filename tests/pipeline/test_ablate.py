@@ -38,6 +38,7 @@ def test_names_that_are_none_are_refused_and_the_base_is_always_there():
         ablate.Plan(ablate.VARIANTS, 0, 5)
 
 
+@example([0.0, 2.65e-129], 50, 20)
 @example([0.0] * 6 + [0.71875, 0.671875], 50, 171)  # whose degrees of freedom come out as 6.99..
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9), st.integers(50, 500), st.integers(20, 200))
 def test_the_interval_of_one_training_is_that_of_its_splits(scores, train, test):
