@@ -1,16 +1,15 @@
 """Regions: whether what a model is tested on lies where it was trained."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]  # west, south, east, north; degrees
 
 NOT_SAID = "its record does not say what it was trained on"
-AT_ONCE = 1 << 22  # crossings of lines and points that are looked at together
 
 
 def within(bounds: object, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -24,16 +23,10 @@ def within(bounds: object, lon: NDArray[np.float64], lat: NDArray[np.float64]) -
 
 
 def covered(geojson: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,) which points lie in a MultiPolygon, given as GeoJSON that is cut at 180 degrees, by the even-odd rule."""
-    inside = np.zeros(len(lon), bool)
-    for ring in (np.asarray(ring, np.float64) for rings in json.loads(geojson)["coordinates"] for ring in rings):
-        (west, south), (east, north) = ring.min(0), ring.max(0)
-        near = np.flatnonzero((lon >= west) & (lon <= east) & (lat >= south) & (lat <= north))
-        (x0, y0), (x1, y1) = ring[:-1, :, None].swapaxes(0, 1), ring[1:, :, None].swapaxes(0, 1)  # (lines, 1) each
-        for some in np.array_split(near, len(near) * len(ring) // AT_ONCE + 1):
-            crosses = (y0 > lat[some]) != (y1 > lat[some])
-            at = x0 + (lat[some] - y0) * (x1 - x0) / np.where(y1 == y0, 1, y1 - y0)
-            inside[some] ^= (crosses & (lon[some] < at)).sum(0) % 2 == 1
+    """(N,) which points lie in a shape, given as GeoJSON that is cut at 180 degrees."""
+    shape = shapely.from_geojson(geojson)
+    shapely.prepare(shape)
+    inside: NDArray[np.bool_] = shapely.contains_xy(shape, lon, lat)
     return inside
 
 
